@@ -1,0 +1,184 @@
+"""Build snapshots of image collections, and look after them.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but more files were skipped than --max-skip allows.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from indexer.build import BuildReport
+from indexer.build import build as build_snapshot
+from indexer.demo import write_collection
+from indexer.encoder import EncoderName, load_encoder
+from indexer.errors import CorruptSnapshot, KindredError
+from indexer.images import DecodePolicy
+from indexer.labels import PARENT
+from indexer.progress import ProgressStyle, reporter
+from indexer.settings import Settings
+from indexer.snapshot import BuildOptions
+from indexer.store import SnapshotStore
+
+FAILED, TOO_MANY_SKIPPED, INTERRUPTED = 1, 3, 130
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help=__doc__,
+)
+
+Snapshots = Annotated[Path | None, typer.Option(help="Folder of snapshots, instead of KINDRED_SNAPSHOTS.")]
+
+
+@app.command()
+def build(
+    source: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Folder of pictures.")],
+    snapshots: Snapshots = None,
+    model: Annotated[str | None, typer.Option(help="Encoder, instead of KINDRED_MODEL.")] = None,
+    pretrained: Annotated[str | None, typer.Option(help="Its weights, instead of KINDRED_PRETRAINED.")] = None,
+    index: Annotated[str, typer.Option(help="auto (exact), or a FAISS factory string.")] = "auto",
+    labels: Annotated[
+        str | None, typer.Option(help="parent (folder names), or a .csv or .jsonl table with a column path.")
+    ] = None,
+    max_skip: Annotated[int | None, typer.Option(min=0, help="Exit with 3 if more files are skipped.")] = None,
+    progress: Annotated[ProgressStyle, typer.Option(help="How to show progress.")] = ProgressStyle.AUTO,
+) -> None:
+    """Index a folder of pictures into a new snapshot and publish it."""
+    start = time.monotonic()
+    settings = Settings()
+    name = EncoderName.of(settings)
+    if model or pretrained:
+        name = EncoderName(model=model or settings.model, pretrained=pretrained)
+    table = labels if labels in {None, PARENT} else str(Path(str(labels)).resolve())
+    options = BuildOptions(source=source.resolve(), labels=table, index=index)
+    policy = DecodePolicy(settings.max_file_bytes, settings.max_pixels)
+    encoder = load_encoder(name, device=settings.device, threads=settings.threads)
+    shown = reporter(progress)
+    try:
+        report = build_snapshot(options, _store(snapshots), encoder, policy, shown)
+    finally:
+        shown.close()
+    if progress is ProgressStyle.JSON:
+        facts = {"encoded": report.encoded, "reused": report.reused, "skipped": report.skipped}
+        print(json.dumps({"snapshot": report.manifest.id, **facts}))
+    else:
+        _summarise(report, time.monotonic() - start)
+    if max_skip is not None and report.skipped.total() > max_skip:
+        raise typer.Exit(TOO_MANY_SKIPPED)
+
+
+@app.command()
+def info(snapshots: Snapshots = None) -> None:
+    """List the snapshots, newest first; * marks the current one."""
+    store = _store(snapshots)
+    for snapshot_id in store.ids():
+        manifest = store.manifest(snapshot_id)
+        mark = "*" if snapshot_id == store.current() else " "
+        facts = (
+            f"{manifest.count:>10,} pictures  {manifest.factory}  {manifest.encoder.name}  {manifest.options.source}"
+        )
+        print(f"{mark} {snapshot_id}  {facts}")
+
+
+@app.command()
+def verify(
+    snapshots: Snapshots = None,
+    every: Annotated[bool, typer.Option("--all", help="Every snapshot, not only the current one.")] = False,
+) -> None:
+    """Compare every file of the current snapshot with its hash, and search for a few of its own pictures."""
+    store = _store(snapshots)
+    damaged = 0
+    for snapshot_id in store.ids() if every else [store.published()]:
+        try:
+            store.open(snapshot_id).check_canaries()
+            print(f"{snapshot_id}: sound")
+        except CorruptSnapshot as error:
+            damaged += 1
+            print(f"{snapshot_id}: {error}")
+    if damaged:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def rollback(
+    snapshots: Snapshots = None,
+    to: Annotated[str | None, typer.Option(help="Id of a snapshot, instead of the one before the current.")] = None,
+) -> None:
+    """Make an earlier snapshot current again; a running service follows within seconds."""
+    store = _store(snapshots)
+    snapshot_id = to or store.previous()
+    store.publish(snapshot_id)
+    print(f"Snapshot {snapshot_id} is current.")
+
+
+@app.command()
+def prune(
+    snapshots: Snapshots = None,
+    keep: Annotated[int, typer.Option(min=1, help="How many of the newest to keep.")] = 2,
+) -> None:
+    """Delete old snapshots; the current one always stays."""
+    for snapshot_id in _store(snapshots).prune(keep):
+        print(f"Deleted {snapshot_id}.")
+
+
+@app.command()
+def demo(
+    directory: Annotated[Path, typer.Argument(help="Folder to draw into.")],
+    count: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 2_000,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed draws other pictures.")] = 0,
+) -> None:
+    """Draw the demo collection: captioned, labelled pictures, and the table metadata.jsonl that describes them."""
+    drawn = write_collection(directory, count=count, seed=seed)
+    print(f"Drew {drawn:,} pictures into {directory}." if drawn else f"{directory} holds these pictures already.")
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Option(help="Folder for the model; must not exist.")],
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    pictures: Annotated[int, typer.Option(min=1, help="How many pictures to draw and train on.")] = 40_000,
+    epochs: Annotated[int, typer.Option(min=1, help="How often each is seen.")] = 3,
+    photos: Annotated[Path | None, typer.Option(help="Photographs to find by crops of them, for the card.")] = None,
+) -> None:
+    """Train the demo model on drawn pictures, measure it, and write its model card."""
+    from indexer.finetune.card import write_card  # noqa: PLC0415 - torch takes seconds to import
+    from indexer.finetune.evaluate import evaluate  # noqa: PLC0415
+    from indexer.finetune.train import TrainConfig  # noqa: PLC0415
+    from indexer.finetune.train import train as train_model  # noqa: PLC0415
+
+    trained = train_model(TrainConfig(seed=seed, pictures=pictures, epochs=epochs), out)
+    write_card(out, trained, evaluate(out, photos))
+
+
+def main() -> None:
+    """Run the command line; an error that was foreseen is one line, not a traceback."""
+    try:
+        app()
+    except KindredError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(FAILED)
+
+
+def _store(snapshots: Path | None) -> SnapshotStore:
+    return SnapshotStore(snapshots or Settings().snapshots)
+
+
+def _summarise(report: BuildReport, seconds: float) -> None:
+    manifest = report.manifest
+    print(
+        f"Snapshot {manifest.id} is current: {manifest.count:,} pictures "
+        f"({report.encoded:,} encoded, {report.reused:,} reused) in {seconds:.1f} s."
+    )
+    if report.skipped:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in report.skipped.most_common())
+        print(f"Skipped {report.skipped.total():,} files: {reasons}. Each is listed in the snapshot's skipped.jsonl.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""The encoder seam: what a dual encoder is, what names and identifies one, and how to load it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL.Image import Image
+from pydantic import BaseModel, ConfigDict
+
+from indexer.settings import Settings
+
+Embeddings = NDArray[np.float32]
+"""Shape (n, dim), rows of length 1: the inner product of two rows is their cosine similarity."""
+
+Pixels = NDArray[np.float32]
+"""Shape (3, height, width): one picture as the image tower takes it."""
+
+DEMO = "demo"
+DEMO_FOLDER = Path(__file__).parent / "models" / "demo"
+DEMO_NOTICE = (
+    "The bundled demo model knows only drawn things, in the drawing style of the demo collection. "
+    "Set KINDRED_MODEL to a real CLIP, for example hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K, and reindex."
+)
+
+
+class EncoderName(BaseModel):
+    """What a user says to name an encoder: see `Settings.model` and `Settings.pretrained`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    model: str
+    pretrained: str | None = None
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Return the encoder that new snapshots are built with."""
+        return cls(model=settings.model, pretrained=settings.pretrained)
+
+    def __str__(self) -> str:
+        return self.model if self.pretrained is None else f"{self.model} ({self.pretrained})"
+
+
+class EncoderSpec(BaseModel):
+    """The identity of a loaded encoder, as a manifest keeps it.
+
+    Attributes:
+        name: how to load it again.
+        dim: length of an embedding.
+        image: SHA-256 of the image half (architecture, image tower and projector weights, preprocessing, dimension,
+            normalisation). It keys the embeddings.
+        text: SHA-256 of the text half (text tower, tokenizer, context length). It may change without encoding a
+            picture again.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: EncoderName
+    dim: int
+    image: str
+    text: str
+
+
+class Encoder(Protocol):
+    """Encodes pictures and texts into one space. Safe to call from several threads."""
+
+    @property
+    def spec(self) -> EncoderSpec:
+        """Its identity."""
+        ...
+
+    @property
+    def logit_scale(self) -> float:
+        """Factor on cosine similarities before a softmax over texts, learned in training."""
+        ...
+
+    def preprocess(self, image: Image) -> Pixels:
+        """Turn an upright RGB picture of any size into what `encode_images` takes."""
+        ...
+
+    def encode_images(self, pixels: Sequence[Pixels]) -> Embeddings:
+        """Encode n preprocessed pictures into shape (n, dim)."""
+        ...
+
+    def encode_texts(self, texts: Sequence[str]) -> Embeddings:
+        """Encode n texts into shape (n, dim); what is beyond the context length is not read."""
+        ...
+
+    def count_tokens(self, texts: Sequence[str]) -> int:
+        """Count the tokens that the text tower reads of these texts, its start and end marks included."""
+        ...
+
+
+def load_encoder(name: EncoderName, *, device: Literal["auto", "cpu", "cuda"], threads: int) -> Encoder:
+    """Load an encoder.
+
+    Args:
+        name: see `Settings.model`.
+        device: `auto` takes CUDA where torch finds it.
+        threads: for one call of the encoder; 0 means one per core.
+
+    Raises:
+        EncoderError: no such model or weights, or the weights belong to another architecture.
+    """
+    from indexer.open_clip_encoder import OpenClipEncoder  # noqa: PLC0415 - torch takes seconds to import
+
+    return OpenClipEncoder.load(name, device=device, threads=threads)

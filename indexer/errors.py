@@ -1,0 +1,68 @@
+"""Every error that kindred raises on purpose.
+
+* KindredError
+  x ImageError              one picture cannot be used; carries a reason code, costs only itself
+  x EncoderError            a model cannot be loaded
+    + EncoderMismatch       it loads, but is not the one that made the embeddings
+  x SnapshotError
+    + NoSnapshot            nothing has been published, or no snapshot has that id
+    + CorruptSnapshot       a file is missing, changed, or disagrees with another
+  x BuildError              a build cannot start or finish
+    + BuildRunning          another build holds the lock of the snapshot folder
+"""
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Why one picture was refused."""
+
+    EMPTY = "empty"
+    TOO_MANY_BYTES = "too_many_bytes"
+    TOO_MANY_PIXELS = "too_many_pixels"
+    NOT_AN_IMAGE = "not_an_image"
+    UNREADABLE = "unreadable"
+    UNSUPPORTED_MODE = "unsupported_mode"
+    BAD_NAME = "bad_name"
+    OUTSIDE_SOURCE = "outside_source"
+    CHANGED = "changed"
+
+
+class KindredError(Exception):
+    """Base of every error that kindred raises on purpose; its text is a sentence for the user."""
+
+
+class ImageError(KindredError):
+    """One picture cannot be used."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+class EncoderError(KindredError):
+    """A model cannot be loaded."""
+
+
+class EncoderMismatch(EncoderError):
+    """The loaded model is not the one that made the embeddings."""
+
+
+class SnapshotError(KindredError):
+    """A snapshot cannot be used."""
+
+
+class NoSnapshot(SnapshotError):
+    """Nothing has been published, or no snapshot has the wanted id."""
+
+
+class CorruptSnapshot(SnapshotError):
+    """A file of the snapshot is missing, changed, or disagrees with another."""
+
+
+class BuildError(KindredError):
+    """A build cannot start or finish."""
+
+
+class BuildRunning(BuildError):
+    """Another build holds the lock of the snapshot folder."""

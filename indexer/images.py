@@ -1,0 +1,200 @@
+"""Pictures: found in a folder, decoded from bytes by one policy for indexer and service. The door to Pillow.
+
+The policy: size cap, magic bytes of an allowed format, pixel limit from the header, first frame, EXIF orientation, then
+8-bit RGB. Pillow's own `convert("RGB")` turns 16-bit pictures white and transparent ones black, so those modes are
+converted here.
+"""
+
+import hashlib
+import io
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from indexer.errors import ImageError, Reason
+
+MEDIA_TYPES = {
+    "JPEG": "image/jpeg",
+    "PNG": "image/png",
+    "WEBP": "image/webp",
+    "GIF": "image/gif",
+    "BMP": "image/bmp",
+    "TIFF": "image/tiff",
+    "AVIF": "image/avif",
+}
+FORMATS = tuple(MEDIA_TYPES)
+THUMBNAIL_SIDE = 256
+
+# A JPEG can be decoded at 1/2, 1/4 or 1/8 of its side for little memory.
+_JPEG_REDUCTION = 8
+
+# Our own limit is checked from the header, before any pixel is decoded, and is an error rather than a warning.
+Image.MAX_IMAGE_PIXELS = None
+
+# Pillow warns of damaged metadata. The pixels decide whether a picture is used.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """A file that may be a picture: `path` is relative to the collection, with `/` between its parts."""
+
+    path: str
+    location: Path
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A decoded picture: 8-bit RGB, upright; `width` and `height` are the whole picture's, in pixels."""
+
+    image: Image.Image
+    media_type: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class DecodePolicy:
+    """Limits for one picture: bytes of the file, pixels once decoded."""
+
+    max_bytes: int
+    max_pixels: int
+
+
+def scan(root: Path) -> Iterator[ImageFile]:
+    """Yield every regular file below `root` in a stable order; hidden files and linked folders are left out.
+
+    Which of them are pictures is for `decode` to say: names and endings do not tell. A folder that cannot be listed is
+    yielded like a file, so that reading it reports why.
+    """
+    unlisted: list[str] = []
+    for folder, folders, names in os.walk(root, onerror=lambda error: unlisted.append(error.filename)):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            location = Path(folder, name)
+            if not name.startswith(".") and location.is_file():
+                yield ImageFile(location.relative_to(root).as_posix(), location)
+    for name in unlisted:
+        yield ImageFile(Path(name).relative_to(root).as_posix(), Path(name))
+
+
+def read(file: ImageFile, root: Path, policy: DecodePolicy) -> bytes:
+    """Return the bytes of a scanned file.
+
+    Raises:
+        ImageError: its name is no UTF-8, a link leads out of `root`, it is too large, or it cannot be read.
+    """
+    try:
+        file.path.encode()
+    except UnicodeEncodeError as error:
+        raise ImageError(Reason.BAD_NAME, f"The file name is not UTF-8: {os.fsencode(file.path)!r}.") from error
+    try:
+        if not file.location.resolve().is_relative_to(root.resolve()):
+            raise ImageError(Reason.OUTSIDE_SOURCE, "The link leads out of the collection.")
+        _check_bytes(file.location.stat().st_size, policy)
+        data = file.location.read_bytes()
+    except OSError as error:
+        raise ImageError(Reason.UNREADABLE, f"The file cannot be read: {error.strerror}.") from error
+    _check_bytes(len(data), policy)
+    return data
+
+
+def content_hash(data: bytes) -> str:
+    """Return the SHA-256 of a file's bytes, in hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def decode(data: bytes, policy: DecodePolicy) -> Decoded:
+    """Decode a picture file into upright 8-bit RGB.
+
+    Raises:
+        ImageError: the bytes are no picture of an allowed format, break a limit of `policy`, or are damaged.
+    """
+    _check_bytes(len(data), policy)
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > policy.max_pixels:
+                _reduce(image, policy)
+            image.load()
+            upright = _upright(image)
+            if upright.size != image.size:
+                width, height = height, width
+            return Decoded(_to_rgb(upright), _media_type(image), width, height)
+    except ImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ImageError(Reason.NOT_AN_IMAGE, f"This is no picture; known are {', '.join(FORMATS)}.") from error
+    except Exception as error:
+        # Pillow's decoders raise whatever a damaged file makes them trip over: OSError, SyntaxError, ValueError,
+        # struct.error, OverflowError, MemoryError and more. Each of them is this one picture's fault.
+        raise ImageError(Reason.UNREADABLE, f"The picture is damaged: {str(error) or type(error).__name__}.") from error
+
+
+def thumbnail(image: Image.Image) -> bytes:
+    """Return an RGB picture as a JPEG that fits a square of `THUMBNAIL_SIDE` pixels."""
+    small = image.copy()
+    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), reducing_gap=2.0)
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()
+
+
+def _media_type(image: Image.Image) -> str:
+    # MPO is several JPEGs in one file, as some cameras write; opened as a JPEG, and every reader shows the first.
+    return MEDIA_TYPES["JPEG" if image.format == "MPO" else str(image.format)]
+
+
+def _check_bytes(size: int, policy: DecodePolicy) -> None:
+    if size == 0:
+        raise ImageError(Reason.EMPTY, "The file is empty.")
+    if size > policy.max_bytes:
+        raise ImageError(Reason.TOO_MANY_BYTES, f"The file has {size:,} bytes; the limit is {policy.max_bytes:,}.")
+
+
+def _reduce(image: Image.Image, policy: DecodePolicy) -> None:
+    """Let a large JPEG be decoded at reduced size; refuse what is still over the limit."""
+    width, height = image.size
+    if image.format in {"JPEG", "MPO"}:
+        for reduction in (2, 4, _JPEG_REDUCTION):
+            if width * height <= policy.max_pixels * reduction**2:
+                image.draft("RGB", (width // reduction, height // reduction))
+                break
+    if image.width * image.height > policy.max_pixels:
+        detail = f"The picture has {width} x {height} pixels; the limit is {policy.max_pixels:,} in all."
+        raise ImageError(Reason.TOO_MANY_PIXELS, detail)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn a picture as its EXIF orientation says."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # noqa: BLE001 - damaged EXIF, in any of Pillow's ways, costs the orientation, not the picture
+        return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any mode to 8-bit RGB: 16-bit scaled by its range, transparency over white."""
+    if image.mode.startswith("I") or image.mode == "F":
+        return _grey(image).convert("RGB")
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    try:
+        return image.convert("RGB")
+    except ValueError as error:
+        raise ImageError(Reason.UNSUPPORTED_MODE, f"Pictures of mode {image.mode} cannot be read as RGB.") from error
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    """Scale 16-bit grey by its range; 32-bit grey has none, so by the smallest usual one that holds its values."""
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    top = float(values.max(initial=0.0))
+    usual = (65_535.0,) if image.mode.startswith("I;16") else (1.0, 255.0, 65_535.0)
+    white = next((limit for limit in usual if top <= limit), top)
+    return Image.fromarray(np.clip(values * (255.0 / white), 0, 255).astype(np.uint8))

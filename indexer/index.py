@@ -1,0 +1,125 @@
+"""VectorIndex: exact or approximate nearest neighbours by inner product. The door to FAISS."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from indexer.encoder import Embeddings
+from indexer.errors import BuildError, CorruptSnapshot
+
+AUTO = "auto"
+
+# Rows handed to FAISS at a time, so that memory-mapped embeddings are never in memory as a whole.
+_ADD_ROWS = 65_536
+# More training vectors than this change a quantiser little and cost memory.
+_TRAIN_ROWS = 262_144
+
+
+@dataclass(frozen=True)
+class Neighbors:
+    """Rows of the nearest embeddings, best first, and their cosine similarities; both of shape (k,)."""
+
+    rows: NDArray[np.int64]
+    scores: NDArray[np.float32]
+
+
+class VectorIndex:
+    """A FAISS index over unit vectors; vector i is row i of the embeddings. Searches may run in several threads."""
+
+    def __init__(self, index: Any) -> None:
+        self._index = index
+
+    def __len__(self) -> int:
+        return int(self._index.ntotal)
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return int(self._index.d)
+
+    @classmethod
+    def build(cls, embeddings: Embeddings, factory: str) -> Self:
+        """Build an index over `embeddings`, shape (n, dim), which may be memory-mapped.
+
+        Args:
+            embeddings: unit rows.
+            factory: a factory string as `resolve_factory` returns.
+
+        Raises:
+            BuildError: FAISS cannot build this index over these vectors.
+        """
+        index = _empty(embeddings.shape[1], factory)
+        try:
+            if not index.is_trained:
+                index.train(np.ascontiguousarray(_sample(embeddings)))
+            for start in range(0, len(embeddings), _ADD_ROWS):
+                index.add(np.ascontiguousarray(embeddings[start : start + _ADD_ROWS]))
+        except RuntimeError as error:
+            detail = _last_line(error)
+            raise BuildError(f"FAISS cannot build {factory} over {len(embeddings):,} vectors: {detail}") from error
+        return cls(index)
+
+    def save(self, path: Path) -> None:
+        """Write the index into a file."""
+        faiss.write_index(self._index, str(path))
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Read an index from a file.
+
+        FAISS does not detect corruption: the caller has compared the file's hash.
+
+        Raises:
+            CorruptSnapshot: the file is no FAISS index.
+        """
+        try:
+            return cls(faiss.read_index(str(path)))
+        except RuntimeError as error:
+            raise CorruptSnapshot(f"{path} is no FAISS index: {_last_line(error)}") from error
+
+    def search(self, vector: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+        """Return the rows of at most k nearest vectors, in FAISS's order.
+
+        Args:
+            vector: unit length, shape (dim,).
+            k: at least 1; an approximate index may find fewer.
+        """
+        _, rows = self._index.search(vector[None, :], min(k, len(self)))
+        found: NDArray[np.int64] = rows[0][rows[0] >= 0]
+        return found
+
+
+def resolve_factory(factory: str, dim: int) -> str:
+    """Return the FAISS factory string that `factory` stands for: itself, or `auto`'s choice.
+
+    `auto` is Flat: exact, with nothing to tune. Others trade recall for speed, with FAISS's default search parameters.
+
+    Raises:
+        BuildError: FAISS does not know the string.
+    """
+    choice = "Flat" if factory == AUTO else factory
+    _empty(dim, choice)
+    return choice
+
+
+def _empty(dim: int, factory: str) -> Any:
+    try:
+        return faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        detail = _last_line(error)
+        raise BuildError(f"FAISS knows no index {factory!r} of {dim} dimensions: {detail}") from error
+
+
+def _sample(embeddings: Embeddings) -> Embeddings:
+    """Return at most `_TRAIN_ROWS` rows, spread evenly, so that a rebuild trains on the same ones."""
+    step = -(-len(embeddings) // _TRAIN_ROWS)
+    return embeddings[:: max(step, 1)]
+
+
+def _last_line(error: RuntimeError) -> str:
+    # FAISS puts the C++ source position first and what went wrong last.
+    return str(error).strip().splitlines()[-1]

@@ -1,0 +1,230 @@
+"""Snapshot: one immutable state of an index, with everything needed to answer from it.
+
+A folder of five files and a manifest. Row i of the embeddings, vector i of the index and row i of the catalogue are one
+picture. The manifest is written last and holds the SHA-256 of every other file, so its existence means that the
+snapshot is complete, and opening it proves that nothing has changed since.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from indexer.catalog import Catalog, ImageRecord
+from indexer.encoder import Embeddings, EncoderSpec
+from indexer.errors import CorruptSnapshot, ImageError, Reason
+from indexer.images import DecodePolicy, ImageFile, content_hash, read
+from indexer.index import VectorIndex
+
+MANIFEST = "manifest.json"
+EMBEDDINGS = "embeddings.npy"
+INDEX = "index.faiss"
+CATALOG = "catalog.sqlite"
+THUMBNAILS = "thumbnails.bin"
+SKIPPED = "skipped.jsonl"
+
+# Scores are compared, and given out, to this many decimals: what is beyond differs with the order of additions.
+_SCORE_DECIMALS = 6
+_CANARIES = 8
+_CANARY_SCORE = 0.999
+
+
+class FileFacts(BaseModel):
+    """Size in bytes and SHA-256, in hex, of one file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: int
+    sha256: str
+
+
+class BuildOptions(BaseModel):
+    """What a build was asked for, apart from the encoder; a reindex asks for the same.
+
+    Attributes:
+        source: absolute path of the collection.
+        labels: `parent`, the absolute path of a table, or None.
+        index: a FAISS factory string or `auto`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: Path
+    labels: str | None = None
+    index: str = "auto"
+
+
+class Manifest(BaseModel):
+    """The description of a snapshot."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = 1
+    id: str
+    created_at: datetime
+    options: BuildOptions
+    encoder: EncoderSpec
+    factory: str
+    count: int
+    skipped: dict[Reason, int]
+    files: dict[str, FileFacts]
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One answer: a picture and its cosine similarity to the query, from -1 to 1, higher is better."""
+
+    image: ImageRecord
+    score: float
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """An open snapshot. Reads may run in several threads; its files close with the last reference to it."""
+
+    folder: Path
+    manifest: Manifest
+    embeddings: Embeddings
+    index: VectorIndex
+    catalog: Catalog
+    thumbnails: NDArray[np.uint8]
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Open a snapshot folder after comparing every file with the manifest.
+
+        Raises:
+            CorruptSnapshot: a file is missing, changed or not listed, or the files disagree.
+        """
+        manifest = read_manifest(folder)
+        _verify(folder, manifest)
+        try:
+            embeddings = np.load(folder / EMBEDDINGS, mmap_mode="r")
+            thumbnails = np.memmap(folder / THUMBNAILS, np.uint8, "r")
+        except ValueError as error:
+            raise CorruptSnapshot(f"{folder} holds no embeddings or no thumbnails: {error}") from error
+        snapshot = cls(
+            folder,
+            manifest,
+            embeddings,
+            VectorIndex.open(folder / INDEX),
+            Catalog.open(folder / CATALOG),
+            thumbnails,
+        )
+        snapshot._check()
+        return snapshot
+
+    def __len__(self) -> int:
+        return self.manifest.count
+
+    def search(self, vector: NDArray[np.float32], limit: int, *, labelled: bool = False) -> list[Hit]:
+        """Return the pictures nearest to a vector, best first, ties by id.
+
+        Args:
+            vector: unit length, shape (dim,).
+            limit: at least 1; how many hits at most.
+            labelled: whether to leave out pictures without a label.
+
+        Returns:
+            `limit` hits, or fewer where the index finds no more.
+        """
+        asked = limit + 1
+        while True:
+            rows = self.index.search(vector, asked)
+            hits = self._ranked(rows, vector, labelled)
+            exhausted = len(rows) < min(asked, len(self)) or asked >= len(self)
+            # One hit beyond the limit, and worse than the last within it, shows that no tie was cut by chance.
+            if exhausted or (len(hits) > limit and hits[limit].score < hits[limit - 1].score):
+                return hits[:limit]
+            asked *= 2
+
+    def vector(self, image: ImageRecord) -> NDArray[np.float32]:
+        """Return the embedding of a picture, shape (dim,)."""
+        return np.array(self.embeddings[image.row])
+
+    def thumbnail(self, image: ImageRecord) -> bytes:
+        """Return the thumbnail of a picture, a JPEG."""
+        offset, size = image.thumbnail
+        return self.thumbnails[offset : offset + size].tobytes()
+
+    def original(self, image: ImageRecord, policy: DecodePolicy) -> bytes:
+        """Return the file of a picture, provided that it is still the one that was indexed.
+
+        Comparing the content, not the path, leaves no way to another file, whatever links are put in between.
+
+        Raises:
+            ImageError: the file is gone or has changed.
+        """
+        source = self.manifest.options.source
+        data = read(ImageFile(image.path, source / image.path), source, policy)
+        if content_hash(data) != image.content_hash:
+            raise ImageError(Reason.CHANGED, f"The file of picture {image.id} has changed since it was indexed.")
+        return data
+
+    def check_canaries(self) -> None:
+        """Search for a few of the snapshot's own pictures.
+
+        Raises:
+            CorruptSnapshot: more than half of them are not found. An approximate index may miss one; an index over
+                other vectors misses nearly all.
+        """
+        rows = np.linspace(0, len(self) - 1, _CANARIES).astype(np.int64)
+        found = [self.search(np.array(self.embeddings[row]), 10)[0].score >= _CANARY_SCORE for row in rows]
+        if sum(found) * 2 < len(found):
+            raise CorruptSnapshot(f"{self.folder}: {len(found) - sum(found)} of {len(found)} canaries were not found.")
+
+    def _ranked(self, rows: NDArray[np.int64], vector: NDArray[np.float32], labelled: bool) -> list[Hit]:
+        # Scores come from the embeddings, so that they are true cosines whatever the index stores.
+        scores = np.round((self.embeddings[rows] @ vector).astype(np.float64), _SCORE_DECIMALS)
+        images = self.catalog.rows([int(row) for row in rows])
+        hits = [Hit(image, float(score)) for image, score in zip(images, scores, strict=True)]
+        kept = (hit for hit in hits if hit.image.label is not None or not labelled)
+        return sorted(kept, key=lambda hit: (-hit.score, hit.image.id))
+
+    def _check(self) -> None:
+        count, dim = self.manifest.count, self.manifest.encoder.dim
+        if self.embeddings.shape != (count, dim) or self.embeddings.dtype != np.float32:
+            found = f"{self.embeddings.shape} of {self.embeddings.dtype}"
+            raise CorruptSnapshot(f"{self.folder}: the embeddings are {found}, not ({count}, {dim}) of float32.")
+        if (len(self.index), self.index.dim) != (count, dim):
+            found = f"{len(self.index)} x {self.index.dim}"
+            raise CorruptSnapshot(f"{self.folder}: the index is {found}, not {count} x {dim}.")
+        if len(self.catalog) != count:
+            raise CorruptSnapshot(f"{self.folder}: the catalogue has {len(self.catalog)} pictures, not {count}.")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of a snapshot folder.
+
+    Raises:
+        CorruptSnapshot: there is none, or it cannot be understood.
+    """
+    try:
+        return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+    except OSError as error:
+        raise CorruptSnapshot(f"{folder} has no readable manifest: {error.strerror}.") from error
+    except ValidationError as error:
+        raise CorruptSnapshot(f"{folder / MANIFEST} is not a manifest of format 1: {error}") from error
+
+
+def file_facts(path: Path) -> FileFacts:
+    """Hash a file."""
+    with path.open("rb") as file:
+        return FileFacts(size=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def _verify(folder: Path, manifest: Manifest) -> None:
+    expected = {MANIFEST, *manifest.files}
+    present = {entry.name for entry in folder.iterdir()}
+    if expected != present:
+        wrong = ", ".join(sorted(expected ^ present))
+        raise CorruptSnapshot(f"{folder} does not hold the files that its manifest lists; missing or extra: {wrong}.")
+    for name, facts in manifest.files.items():
+        found = file_facts(folder / name)
+        if found != facts:
+            raise CorruptSnapshot(f"{folder / name} has changed: expected {facts}, found {found}.")

@@ -1,0 +1,193 @@
+"""SnapshotStore: a folder of snapshots, and the one that is current.
+
+snapshots/
+  CURRENT                        id of the current snapshot and SHA-256 of its manifest; replaced, never written
+  TEXT_ENCODER                   encoder for queries, where an administrator has put another in (optional)
+  .lock                          held by the one build, or prune, that may run
+  .building-<id>/                a build in progress; nobody reads it
+  20260101T120000-3f2a9c/        a snapshot; nothing in it ever changes
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
+
+from indexer.encoder import EncoderName
+from indexer.errors import BuildRunning, CorruptSnapshot, NoSnapshot
+from indexer.snapshot import MANIFEST, Manifest, Snapshot, file_facts, read_manifest
+
+_CURRENT = "CURRENT"
+_TEXT_ENCODER = "TEXT_ENCODER"
+_BUILDING = ".building-"
+
+
+class SnapshotStore:
+    """The snapshots of one collection."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def ids(self) -> list[str]:
+        """Return the ids of all complete snapshots, newest first."""
+        if not self.folder.is_dir():
+            return []
+        return sorted((path.parent.name for path in self.folder.glob(f"[!.]*/{MANIFEST}")), reverse=True)
+
+    def current(self) -> str | None:
+        """Return the id of the current snapshot, or None where nothing has been published."""
+        pointer = self._pointer()
+        return pointer[0] if pointer else None
+
+    def published(self) -> str:
+        """Return the id of the current snapshot.
+
+        Raises:
+            NoSnapshot: nothing has been published.
+        """
+        current = self.current()
+        if current is None:
+            raise NoSnapshot(f"Nothing has been published in {self.folder} yet; run `python -m indexer build` first.")
+        return current
+
+    def manifest(self, snapshot_id: str) -> Manifest:
+        """Return the manifest of a snapshot.
+
+        Raises:
+            NoSnapshot: there is none with this id.
+            CorruptSnapshot: it cannot be read, or is not the one that was published.
+        """
+        if snapshot_id not in self.ids():
+            raise NoSnapshot(f"There is no snapshot {snapshot_id!r} in {self.folder}; there are: {self.ids()}.")
+        path = self.folder / snapshot_id
+        pointer = self._pointer()
+        if pointer and pointer[0] == snapshot_id and file_facts(path / MANIFEST).sha256 != pointer[1]:
+            raise CorruptSnapshot(f"{path / MANIFEST} is not the manifest that was published.")
+        manifest = read_manifest(path)
+        if manifest.id != snapshot_id:
+            raise CorruptSnapshot(f"{path} holds the manifest of snapshot {manifest.id}.")
+        return manifest
+
+    def open(self, snapshot_id: str) -> Snapshot:
+        """Open a snapshot after verifying it.
+
+        Raises:
+            NoSnapshot: there is none with this id.
+            CorruptSnapshot: it is damaged.
+        """
+        self.manifest(snapshot_id)
+        return Snapshot.open(self.folder / snapshot_id)
+
+    def publish(self, snapshot_id: str) -> None:
+        """Make a snapshot current, after verifying it."""
+        snapshot = self.open(snapshot_id)
+        snapshot.check_canaries()
+        manifest_hash = file_facts(snapshot.folder / MANIFEST).sha256
+        self._replace(_CURRENT, f"{snapshot_id} {manifest_hash}\n")
+
+    def previous(self) -> str:
+        """Return the id of the newest snapshot that is older than the current one.
+
+        Raises:
+            NoSnapshot: there is none.
+        """
+        current = self.published()
+        older = [snapshot_id for snapshot_id in self.ids() if snapshot_id < current]
+        if not older:
+            raise NoSnapshot(f"There is no snapshot in {self.folder} older than the current one ({current}).")
+        return older[0]
+
+    def prune(self, keep: int) -> list[str]:
+        """Delete all but the current and the newest `keep` snapshots, and return the ids of those deleted."""
+        with self.lock():
+            doomed = [snapshot_id for snapshot_id in self.ids()[keep:] if snapshot_id != self.current()]
+            for snapshot_id in doomed:
+                # Renamed first: a prune that is killed leaves nothing that looks like a snapshot.
+                trash = self.folder / f"{_BUILDING}{snapshot_id}"
+                (self.folder / snapshot_id).rename(trash)
+                shutil.rmtree(trash)
+            return doomed
+
+    def text_encoder(self) -> EncoderName | None:
+        """Return the encoder that an administrator has put in for queries, if any.
+
+        Raises:
+            CorruptSnapshot: the file that names it cannot be understood.
+        """
+        path = self.folder / _TEXT_ENCODER
+        try:
+            return EncoderName.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValidationError as error:
+            raise CorruptSnapshot(f"{path} does not name an encoder: {error}") from error
+
+    def set_text_encoder(self, name: EncoderName | None) -> None:
+        """Have queries encoded by another encoder of the same image half; None goes back to the manifest's."""
+        if name is None:
+            (self.folder / _TEXT_ENCODER).unlink(missing_ok=True)
+        else:
+            self._replace(_TEXT_ENCODER, name.model_dump_json() + "\n")
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the folder's lock; the operating system frees it should the process die.
+
+        Raises:
+            BuildRunning: another process holds it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.folder / ".lock", blocking=False):
+                yield
+        except Timeout as error:
+            raise BuildRunning(f"Another build is running in {self.folder}; wait for it or stop it.") from error
+
+    def start(self, snapshot_id: str) -> Path:
+        """Return an empty folder to build a snapshot in, after removing what dead builds left. Needs the lock."""
+        for path in self.folder.glob(f"{_BUILDING}*"):
+            shutil.rmtree(path)
+        folder = self.folder / f"{_BUILDING}{snapshot_id}"
+        folder.mkdir()
+        return folder
+
+    def commit(self, building: Path) -> str:
+        """Give a folder from `start`, its manifest written, its final name, and return that id."""
+        snapshot_id = building.name.removeprefix(_BUILDING)
+        for path in building.iterdir():
+            path.chmod(0o444)
+            _sync(path)
+        _sync(building)
+        building.rename(self.folder / snapshot_id)
+        _sync(self.folder)
+        return snapshot_id
+
+    def _pointer(self) -> tuple[str, str] | None:
+        try:
+            snapshot_id, manifest_hash = (self.folder / _CURRENT).read_text().split()
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise CorruptSnapshot(f"{self.folder / _CURRENT} is not 'id hash'; publish or roll back anew.") from error
+        return snapshot_id, manifest_hash
+
+    def _replace(self, name: str, text: str) -> None:
+        """Replace a small file as a whole, so that a reader sees the old one or the new one."""
+        temporary = self.folder / f".{name}.{os.getpid()}"
+        temporary.write_text(text)
+        _sync(temporary)
+        temporary.replace(self.folder / name)
+        _sync(self.folder)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

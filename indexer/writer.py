@@ -1,0 +1,117 @@
+"""SnapshotWriter: writes the files of a snapshot as a build goes along, never holding them in memory."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from indexer.catalog import CatalogWriter, ImageRecord
+from indexer.encoder import Embeddings, EncoderSpec
+from indexer.errors import ImageError, Reason
+from indexer.index import VectorIndex
+from indexer.snapshot import (
+    CATALOG,
+    EMBEDDINGS,
+    INDEX,
+    MANIFEST,
+    SKIPPED,
+    THUMBNAILS,
+    BuildOptions,
+    Manifest,
+    file_facts,
+)
+
+
+class SnapshotWriter:
+    """Writes into a folder of `SnapshotStore.start`. `close` it when the build is over, however it ends."""
+
+    def __init__(self, folder: Path, dim: int) -> None:
+        self._folder = folder
+        self._dim = dim
+        self._rows = 0
+        self._skipped: Counter[Reason] = Counter()
+        self._embeddings = (folder / EMBEDDINGS).open("w+b")
+        self._thumbnails = (folder / THUMBNAILS).open("wb")
+        self._skips = (folder / SKIPPED).open("w", encoding="ascii")
+        self._catalog = CatalogWriter(folder / CATALOG)
+        self._write_header()
+        self._start_of_rows = self._embeddings.tell()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def rows(self) -> int:
+        """How many pictures have been added: the row of the next one."""
+        return self._rows
+
+    @property
+    def skipped(self) -> Counter[Reason]:
+        """How many pictures have been skipped for each reason."""
+        return self._skipped
+
+    def add(self, embeddings: Embeddings, records: Sequence[ImageRecord]) -> None:
+        """Append pictures; record i belongs to row i of `embeddings`, shape (n, dim)."""
+        self._embeddings.write(np.ascontiguousarray(embeddings, np.float32).data)
+        self._catalog.add(records)
+        self._rows += len(records)
+
+    def add_thumbnail(self, thumbnail: bytes) -> tuple[int, int]:
+        """Append a thumbnail and return its offset and size, in bytes."""
+        offset = self._thumbnails.tell()
+        self._thumbnails.write(thumbnail)
+        return offset, len(thumbnail)
+
+    def skip(self, path: str, error: ImageError) -> None:
+        """Write down why a file is not in the snapshot."""
+        self._skipped[error.reason] += 1
+        # ASCII, so that a name that is no UTF-8 can be written down too.
+        self._skips.write(json.dumps({"path": path, "reason": error.reason, "detail": str(error)}) + "\n")
+
+    def embedding(self, row: int) -> NDArray[np.float32]:
+        """Return an embedding added before, shape (dim,)."""
+        self._embeddings.flush()
+        size = self._dim * np.dtype(np.float32).itemsize
+        self._embeddings.seek(self._start_of_rows + row * size)
+        data = self._embeddings.read(size)
+        self._embeddings.seek(0, 2)
+        return np.frombuffer(data, np.float32)
+
+    def finish(self, snapshot_id: str, options: BuildOptions, encoder: EncoderSpec, factory: str) -> Manifest:
+        """Build the index, close the files and write the manifest."""
+        self._embeddings.seek(0)
+        self._write_header()
+        self._catalog.finish()
+        self.close()
+        VectorIndex.build(np.load(self._folder / EMBEDDINGS, mmap_mode="r"), factory).save(self._folder / INDEX)
+        manifest = Manifest(
+            id=snapshot_id,
+            created_at=datetime.now(UTC),
+            options=options,
+            encoder=encoder,
+            factory=factory,
+            count=self._rows,
+            skipped=dict(self._skipped),
+            files={path.name: file_facts(path) for path in sorted(self._folder.iterdir())},
+        )
+        (self._folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
+        return manifest
+
+    def close(self) -> None:
+        """Close all files."""
+        for file in (self._embeddings, self._thumbnails, self._skips, self._catalog):
+            file.close()
+
+    def _write_header(self) -> None:
+        # numpy leaves room in the header for the first axis to grow, so that it can be written again in place.
+        facts = {"descr": "<f4", "fortran_order": False, "shape": (self._rows, self._dim)}
+        npy.write_array_header_1_0(self._embeddings, facts)

@@ -1,0 +1,1 @@
+"""Answers searches and classifications over HTTP from the published snapshot, and follows the next one."""

@@ -1,0 +1,48 @@
+"""create_app(): the one place that puts the service together."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+
+from indexer.store import SnapshotStore
+from service import admin, errors, openapi, routes
+from service.limits import BodyLimit
+from service.live import LiveSearcher
+from service.reindex import Reindexer
+from service.settings import ServiceSettings
+from service.telemetry import Metrics, Telemetry
+
+DESCRIPTION = "Vector similarity search for images: text, picture and k-NN queries over one embedding per picture."
+
+
+def create_app(settings: ServiceSettings) -> FastAPI:
+    """Return the service over one folder of snapshots."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        # Before the first request: a service that accepts connections answers them.
+        await asyncio.to_thread(live.refresh)
+        follower = asyncio.create_task(live.follow())
+        yield
+        follower.cancel()
+        await asyncio.to_thread(reindexer.close)
+
+    app = FastAPI(title="kindred", version=version("kindred"), description=DESCRIPTION, lifespan=lifespan)
+    store = SnapshotStore(settings.snapshots)
+    metrics = Metrics()
+    live = LiveSearcher(store, settings, metrics)
+    reindexer = Reindexer(store)
+    app.state.settings, app.state.metrics, app.state.live, app.state.reindexer = settings, metrics, live, reindexer
+    app.include_router(routes.router)
+    app.include_router(routes.probes)
+    if settings.admin_key is not None:
+        app.include_router(admin.router)
+    # The last one added is the outermost: a body that is refused is logged and counted like any other request.
+    app.add_middleware(BodyLimit, most=settings.max_body_bytes)
+    app.add_middleware(Telemetry, metrics=metrics)
+    errors.install(app)
+    openapi.install(app)
+    return app

@@ -1,0 +1,140 @@
+"""What a route may ask for, as annotated types."""
+
+import hmac
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
+from typing import Annotated, Any, TypeVar, cast
+
+from fastapi import Depends, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+
+from indexer.images import DecodePolicy
+from service.errors import NotReady, Unauthorized
+from service.live import LiveSearcher
+from service.reindex import Reindexer
+from service.schemas import Contract
+from service.searcher import Searcher
+from service.settings import ServiceSettings
+from service.telemetry import Metrics
+
+Asked = TypeVar("Asked", bound=Contract)
+
+
+class Stopwatch:
+    """Times the stages of one request."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._start = time.perf_counter()
+        self._stages: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Time a stage; what one stage takes in several goes is added up."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - start
+            self._stages[stage] = self._stages.get(stage, 0.0) + seconds
+            self._metrics.stage_seconds.labels(stage).observe(seconds)
+
+    def took_ms(self) -> dict[str, float]:
+        """Return the milliseconds of each stage, and of all since the request was understood."""
+        stages = {**self._stages, "total": time.perf_counter() - self._start}
+        return {stage: round(seconds * 1000, 2) for stage, seconds in stages.items()}
+
+
+def _settings(request: Request) -> ServiceSettings:
+    return cast("ServiceSettings", request.app.state.settings)
+
+
+def _live(request: Request) -> LiveSearcher:
+    return cast("LiveSearcher", request.app.state.live)
+
+
+def _reindexer(request: Request) -> Reindexer:
+    return cast("Reindexer", request.app.state.reindexer)
+
+
+def _metrics(request: Request) -> Metrics:
+    return cast("Metrics", request.app.state.metrics)
+
+
+Live = Annotated[LiveSearcher, Depends(_live)]
+JobRunner = Annotated[Reindexer, Depends(_reindexer)]
+AppMetrics = Annotated[Metrics, Depends(_metrics)]
+AppSettings = Annotated[ServiceSettings, Depends(_settings)]
+
+
+def _current(live: Live) -> Searcher:
+    if live.searcher is None:
+        raise NotReady(live.refused or "No snapshot has been published yet; run `python -m indexer build` first.")
+    return live.searcher
+
+
+def _policy(settings: AppSettings) -> DecodePolicy:
+    return DecodePolicy(settings.max_file_bytes, settings.max_pixels)
+
+
+def _stopwatch(metrics: AppMetrics) -> Stopwatch:
+    return Stopwatch(metrics)
+
+
+CurrentSearcher = Annotated[Searcher, Depends(_current)]
+"""The searcher of this moment. A route takes it once, so that its whole answer comes from one snapshot."""
+
+Policy = Annotated[DecodePolicy, Depends(_policy)]
+Took = Annotated[Stopwatch, Depends(_stopwatch)]
+
+
+def require_admin(request: Request, settings: AppSettings) -> None:
+    """Let only a bearer of the admin key pass.
+
+    Raises:
+        Unauthorized: the key is missing or wrong.
+    """
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    expected = settings.admin_key.get_secret_value() if settings.admin_key else ""
+    # Compared in constant time, so that the time of an answer does not tell how much of a guess was right.
+    right = hmac.compare_digest(key.encode(), expected.encode())
+    if scheme.lower() != "bearer" or not expected or not right:
+        raise Unauthorized("The admin routes need the header `Authorization: Bearer <KINDRED_ADMIN_KEY>`.")
+
+
+async def _body(request: Request) -> bytes | dict[str, Any]:
+    """Read the body: JSON as it came, a form as its fields. What they say is for a worker thread to find out."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "multipart/form-data":
+        async with request.form(max_files=1, max_fields=16) as form:
+            fields = form.multi_items()
+            return {name: await value.read() if isinstance(value, UploadFile) else value for name, value in fields}
+    body = await request.body()
+    if body and kind != "application/json":
+        detail = f"Send application/json or multipart/form-data, not {kind or 'a body without a content type'}."
+        raise HTTPException(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, detail)
+    return body
+
+
+def asked(model: type[Asked]) -> Callable[[bytes | dict[str, Any]], Asked]:
+    """Return a dependency that reads a request body as `model`.
+
+    FastAPI's own body parameters take either JSON or a form, and parse JSON in the event loop, where megabytes of
+    base64 would hold up every other request.
+    """
+
+    def parse(body: Annotated[bytes | dict[str, Any], Depends(_body)]) -> Asked:
+        try:
+            if isinstance(body, dict):
+                return model.from_form(body)
+            return model.model_validate_json(body or b"{}")
+        except ValidationError as error:
+            errors = error.errors(include_url=False, include_context=False, include_input=False)
+            raise RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in errors]) from error
+
+    return parse

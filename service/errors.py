@@ -1,0 +1,162 @@
+"""From errors to HTTP: every error leaves as RFC 9457 problem+json.
+
+Errors of the service itself, beside those of `indexer.errors`:
+
+* ServiceError
+  x NotReady        no snapshot is being served yet
+  x ItemNotFound    no picture has that id in the current snapshot
+  x ItemGone        its file is gone, or no longer the one that was indexed
+  x NoLabels        nothing to vote with: the current snapshot has no labels
+  x BadQuery        a query that is well formed but has no answer
+  x Unauthorized    the admin key is missing or wrong
+  x JobNotFound     no job has that id
+  x SourceForbidden a reindex of a folder that is not registered
+"""
+
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from indexer.errors import (
+    BuildError,
+    BuildRunning,
+    CorruptSnapshot,
+    EncoderError,
+    EncoderMismatch,
+    ImageError,
+    KindredError,
+    NoSnapshot,
+    Reason,
+)
+
+PROBLEM_JSON = "application/problem+json"
+
+
+class ServiceError(KindredError):
+    """Base of the service's own errors."""
+
+
+class NotReady(ServiceError):
+    """No snapshot is being served yet."""
+
+
+class ItemNotFound(ServiceError):
+    """No picture has that id in the current snapshot."""
+
+
+class ItemGone(ServiceError):
+    """The file of a picture is gone, or no longer the one that was indexed."""
+
+
+class NoLabels(ServiceError):
+    """The current snapshot has no labels to vote with."""
+
+
+class BadQuery(ServiceError):
+    """A query that is well formed but has no answer."""
+
+
+class Unauthorized(ServiceError):
+    """The admin key is missing or wrong."""
+
+
+class JobNotFound(ServiceError):
+    """No job has that id."""
+
+
+class SourceForbidden(ServiceError):
+    """A reindex of a folder that is not registered."""
+
+
+# The whole table. An error takes the first row that it is an instance of.
+STATUS: dict[type[KindredError], HTTPStatus] = {
+    NotReady: HTTPStatus.SERVICE_UNAVAILABLE,
+    ItemNotFound: HTTPStatus.NOT_FOUND,
+    ItemGone: HTTPStatus.GONE,
+    NoLabels: HTTPStatus.CONFLICT,
+    BadQuery: HTTPStatus.UNPROCESSABLE_ENTITY,
+    Unauthorized: HTTPStatus.UNAUTHORIZED,
+    JobNotFound: HTTPStatus.NOT_FOUND,
+    SourceForbidden: HTTPStatus.FORBIDDEN,
+    ImageError: HTTPStatus.BAD_REQUEST,
+    EncoderMismatch: HTTPStatus.CONFLICT,
+    EncoderError: HTTPStatus.UNPROCESSABLE_ENTITY,
+    NoSnapshot: HTTPStatus.NOT_FOUND,
+    CorruptSnapshot: HTTPStatus.CONFLICT,
+    BuildRunning: HTTPStatus.CONFLICT,
+    BuildError: HTTPStatus.UNPROCESSABLE_ENTITY,
+}
+IMAGE_STATUS: dict[Reason, HTTPStatus] = {
+    Reason.TOO_MANY_BYTES: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    Reason.TOO_MANY_PIXELS: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    Reason.NOT_AN_IMAGE: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+}
+
+
+def problem(
+    request: Request, status: int, code: str, detail: str, headers: dict[str, str] | None = None, **more: Any
+) -> JSONResponse:
+    """Return a problem+json response; `code` is stable, `detail` is a sentence for people."""
+    body = {
+        "type": f"urn:kindred:problem:{code}",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "instance": request.url.path,
+        "code": code,
+        "request_id": request.scope.get("request_id"),
+        **more,
+    }
+    return JSONResponse(body, status, headers, PROBLEM_JSON)
+
+
+def status_of(error: KindredError) -> HTTPStatus:
+    """Return the HTTP status of an error."""
+    if isinstance(error, ImageError) and error.reason in IMAGE_STATUS:
+        return IMAGE_STATUS[error.reason]
+    return next(status for kind, status in STATUS.items() if isinstance(error, kind))
+
+
+def install(app: FastAPI) -> None:
+    """Have every error of an app leave as problem+json."""
+
+    @app.exception_handler(KindredError)
+    async def kindred_error(request: Request, error: KindredError) -> JSONResponse:
+        status = status_of(error)
+        code = error.reason.value if isinstance(error, ImageError) else _snake(type(error).__name__)
+        headers = {"WWW-Authenticate": "Bearer"} if status is HTTPStatus.UNAUTHORIZED else None
+        if status is HTTPStatus.SERVICE_UNAVAILABLE:
+            headers = {"Retry-After": "1"}
+        return problem(request, status, code, str(error), headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        errors = [
+            {
+                "pointer": "".join(f"/{part}" for part in each["loc"][1:]),
+                "detail": each["msg"].removeprefix("Value error, "),
+            }
+            for each in error.errors()
+        ]
+        detail = "; ".join(f"{each['pointer'] or '/'}: {each['detail']}" for each in errors)
+        return problem(request, HTTPStatus.UNPROCESSABLE_ENTITY, "invalid_request", detail, errors=errors)
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        code = _snake(HTTPStatus(error.status_code).phrase.replace(" ", ""))
+        return problem(request, error.status_code, code, str(error.detail), dict(error.headers or {}))
+
+    @app.exception_handler(Exception)
+    async def bug(request: Request, error: Exception) -> JSONResponse:
+        structlog.get_logger().error("unexpected error", exc_info=error)
+        detail = "The service failed; its log has the cause under this request id."
+        return problem(request, HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error", detail)
+
+
+def _snake(name: str) -> str:
+    return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).lstrip("_")

@@ -1,0 +1,57 @@
+"""What FastAPI cannot derive for OpenAPI: bodies that come as JSON or as a form, and problem+json."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from service.errors import PROBLEM_JSON
+from service.schemas import (
+    ClassifyRequest,
+    EmbeddingsRequest,
+    Problem,
+    ReindexRequest,
+    SearchRequest,
+    TextEncoderRequest,
+    ZeroShotRequest,
+)
+
+_MODELS = (
+    SearchRequest, ClassifyRequest, ZeroShotRequest, EmbeddingsRequest, ReindexRequest, TextEncoderRequest, Problem
+)  # fmt: skip
+_REF = "#/components/schemas/{model}"
+
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"description": "The request cannot be answered; `detail` says why.", "content": {}},
+    "5XX": {"description": "The service cannot answer now; `detail` says why.", "content": {}},
+}
+for _response in PROBLEMS.values():
+    _response["content"] = {PROBLEM_JSON: {"schema": {"$ref": _REF.format(model=Problem.__name__)}}}
+
+
+def body(model: type[BaseModel], form: tuple[str, ...] | None = None) -> dict[str, Any]:
+    """Describe a request body of `model`; with `form`, also as an upload with those further fields."""
+    json_schema = {"$ref": _REF.format(model=model.__name__)}
+    content: dict[str, Any] = {"application/json": {"schema": json_schema}}
+    if form is not None:
+        properties = model.model_json_schema()["properties"]
+        fields = {"file": {"type": "string", "format": "binary"}, **{name: properties[name] for name in form}}
+        schema = {"type": "object", "required": ["file"], "properties": fields, "additionalProperties": False}
+        content["multipart/form-data"] = {"schema": schema}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def install(app: FastAPI) -> None:
+    """Have the app's OpenAPI document define the models that `body` and `PROBLEMS` refer to."""
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+            _, definitions = models_json_schema([(model, "validation") for model in _MODELS], ref_template=_REF)
+            schema["components"].setdefault("schemas", {}).update(definitions["$defs"])
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    app.openapi = document  # type: ignore[method-assign]

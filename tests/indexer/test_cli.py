@@ -1,0 +1,93 @@
+"""The command line: what it prints, and its exit codes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from indexer.__main__ import app
+from indexer.encoder import EncoderName
+from indexer.store import SnapshotStore
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def built(source: Path, tmp_path: Path, model: EncoderName) -> Path:
+    for _ in range(2):
+        result = run("build", source, "--snapshots", tmp_path / "s", "--model", model.model, "--labels", "parent")
+        assert result.exit_code == 0, result.output
+    return tmp_path / "s"
+
+
+def test_a_build_ends_with_a_summary_of_what_was_done_and_skipped(
+    source: Path, tmp_path: Path, model: EncoderName
+) -> None:
+    (source / "red" / "empty.png").touch()
+    result = run("build", source, "--snapshots", tmp_path / "s", "--model", model.model)
+    assert result.exit_code == 0
+    assert "24 pictures (24 encoded, 0 reused)" in result.stdout
+    assert "Skipped 2 files: 1 empty, 1 not_an_image." in result.stdout or "1 not_an_image, 1 empty" in result.stdout
+    assert "encode: 26 of 26" in result.stderr
+
+
+def test_more_skips_than_allowed_end_with_3_after_publishing(source: Path, tmp_path: Path, model: EncoderName) -> None:
+    arguments = ("build", source, "--snapshots", tmp_path / "s", "--model", model.model, "--max-skip")
+    assert run(*arguments, 0).exit_code == 3  # table.csv is no picture
+    assert SnapshotStore(tmp_path / "s").current() is not None
+    assert run(*arguments, 1).exit_code == 0
+
+
+def test_wrong_usage_ends_with_2(source: Path) -> None:
+    assert run("build").exit_code == 2
+    assert run("build", "/no/such/folder").exit_code == 2
+    assert run("build", source, "--no-such-flag").exit_code == 2
+    assert run("prune", "--keep", 0).exit_code == 2
+
+
+def test_a_failure_is_one_line_and_ends_with_1(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "indexer", "rollback", "--snapshots", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"error: Nothing has been published in {tmp_path} yet; run `python -m indexer build` first.\n"
+    )
+
+
+def test_json_progress_ends_with_the_new_snapshot(source: Path, tmp_path: Path, model: EncoderName) -> None:
+    result = run("build", source, "--snapshots", tmp_path / "s", "--model", model.model, "--progress", "json")
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [line.get("stage") for line in lines[:-1]] == ["encode", "index", "publish"]
+    current = SnapshotStore(tmp_path / "s").published()
+    assert lines[-1] == {"snapshot": current, "encoded": 24, "reused": 0, "skipped": {"not_an_image": 1}}
+
+
+def test_info_lists_snapshots_and_marks_the_current_one(built: Path) -> None:
+    newest, oldest = SnapshotStore(built).ids()
+    lines = run("info", "--snapshots", built).stdout.splitlines()
+    assert [line[:24] for line in lines] == [f"* {newest}", f"  {oldest}"]
+    assert "24 pictures  Flat" in lines[0]
+
+
+def test_rollback_and_prune(built: Path) -> None:
+    newest, oldest = SnapshotStore(built).ids()
+    assert run("rollback", "--snapshots", built).stdout == f"Snapshot {oldest} is current.\n"
+    assert run("rollback", "--snapshots", built, "--to", newest).exit_code == 0
+    assert SnapshotStore(built).published() == newest
+    assert run("prune", "--snapshots", built, "--keep", 1).stdout == f"Deleted {oldest}.\n"
+    assert SnapshotStore(built).ids() == [newest]
+
+
+def test_verify_names_the_damaged_file(built: Path) -> None:
+    assert run("verify", "--snapshots", built, "--all").stdout.count(": sound") == 2
+    index = built / SnapshotStore(built).published() / "index.faiss"
+    index.chmod(0o644)
+    index.write_bytes(index.read_bytes()[:-1] + b"?")
+    result = run("verify", "--snapshots", built)
+    assert result.exit_code == 1
+    assert "index.faiss has changed" in result.stdout

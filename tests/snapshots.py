@@ -1,0 +1,115 @@
+"""Small real snapshots for tests, of vectors that need no encoder: real FAISS, real SQLite, real files."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from indexer.catalog import ImageRecord
+from indexer.encoder import Embeddings, EncoderName, EncoderSpec
+from indexer.errors import ImageError, Reason
+from indexer.images import thumbnail
+from indexer.snapshot import BuildOptions, Snapshot
+from indexer.store import SnapshotStore
+from indexer.writer import SnapshotWriter
+
+THUMBNAIL = thumbnail(Image.new("RGB", (8, 8), "teal"))
+
+
+def unit_vectors(count: int, dim: int, seed: int = 0) -> Embeddings:
+    """Draw directions evenly from the sphere, shape (count, dim)."""
+    return unit(np.random.default_rng(seed).normal(size=(count, dim)))
+
+
+def unit(vectors: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> Embeddings:
+    """Scale rows to length 1."""
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def write_snapshot(
+    store: SnapshotStore,
+    vectors: Embeddings,
+    *,
+    ids: Sequence[str] | None = None,
+    labels: Sequence[str | None] | None = None,
+    contents: Sequence[bytes] | None = None,
+    skipped: Sequence[str] = (),
+    factory: str = "Flat",
+    image: str = "a" * 64,
+    snapshot_id: str | None = None,
+    publish: bool = True,
+) -> str:
+    """Write a snapshot as a build does, and return its id.
+
+    Args:
+        store: where to.
+        vectors: unit rows, one for each picture.
+        ids: of the pictures; their row in hex where left out. Picture `x` has the path `x.png`.
+        labels: of the pictures.
+        contents: files of the pictures, written into `pictures` beside the store's folder.
+        skipped: paths of empty files.
+        factory: of the index.
+        image: hash of the image half of the encoder.
+        snapshot_id: the time where left out.
+        publish: whether to make the snapshot current.
+    """
+    snapshot_id = snapshot_id or datetime.now(UTC).strftime("%Y%m%dT%H%M%S-%f")
+    names = ids or [f"{row:016x}" for row in range(len(vectors))]
+    source = store.folder.parent / "pictures"
+    source.mkdir(parents=True, exist_ok=True)
+    for name, content in zip(names, contents or (), strict=False):
+        (source / f"{name}.png").write_bytes(content)
+    with store.lock():
+        folder = store.start(snapshot_id)
+        with SnapshotWriter(folder, vectors.shape[1]) as writer:
+            for path in skipped:
+                writer.skip(path, ImageError(Reason.EMPTY, "The file is empty."))
+            writer.add(vectors, _records(writer, names, labels or [None] * len(names), contents))
+            name = EncoderName(model="local-dir:/nowhere")
+            spec = EncoderSpec(name=name, dim=vectors.shape[1], image=image, text="b" * 64)
+            writer.finish(snapshot_id, BuildOptions(source=source), spec, factory)
+        store.commit(folder)
+        if publish:
+            store.publish(snapshot_id)
+    return snapshot_id
+
+
+@contextmanager
+def opened(store: SnapshotStore, snapshot_id: str | None = None) -> Iterator[Snapshot]:
+    """Open a snapshot, the current one where no other is named, and close its files in the end."""
+    snapshot = store.open(snapshot_id or store.published())
+    try:
+        yield snapshot
+    finally:
+        snapshot.catalog.close()
+        snapshot.thumbnails.close()
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Put another file in the place of one that may not be written."""
+    path.unlink()
+    path.write_bytes(data)
+
+
+def _records(
+    writer: SnapshotWriter, names: Sequence[str], labels: Sequence[str | None], contents: Sequence[bytes] | None
+) -> list[ImageRecord]:
+    files = contents or [name.encode() for name in names]
+    return [
+        ImageRecord(
+            row=row,
+            id=name,
+            path=f"{name}.png",
+            content_hash=hashlib.sha256(content).hexdigest(),
+            media_type="image/png",
+            width=8,
+            height=8,
+            thumbnail=writer.add_thumbnail(THUMBNAIL),
+            label=label,
+        )
+        for row, (name, label, content) in enumerate(zip(names, labels, files, strict=True))
+    ]

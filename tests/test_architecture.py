@@ -1,0 +1,119 @@
+"""The map of who imports whom, checked against the imports as they are written."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+    for room in ("indexer", "service")
+    for path in sorted((ROOT / room).rglob("*.py"))
+}
+
+# Each module may import its own row's and the rows' above.
+LEVELS = (
+    ("indexer.settings", "indexer.errors", "indexer.torch_runtime"),
+    ("indexer.images", "indexer.encoder", "indexer.catalog", "indexer.vote", "indexer.labels", "indexer.progress"),
+    ("indexer.index", "indexer.open_clip_encoder"),
+    ("indexer.snapshot",),
+    ("indexer.store",),
+)
+READ_SIDE = {
+    "indexer.settings",
+    "indexer.errors",
+    "indexer.images",
+    "indexer.encoder",
+    "indexer.index",
+    "indexer.catalog",
+    "indexer.vote",
+    "indexer.labels",
+    "indexer.snapshot",
+    "indexer.store",
+}
+DOORS = {
+    "faiss": {"indexer.index"},
+    "sqlite3": {"indexer.catalog"},
+    "torch": {"indexer.torch_runtime"},
+    "torchvision": {"indexer.torch_runtime"},
+    "open_clip": {"indexer.torch_runtime"},
+    "filelock": {"indexer.store"},
+    "rich": {"indexer.progress"},
+    "pydantic_settings": {"indexer.settings"},
+    "prometheus_client": {"service.telemetry"},
+    "uvicorn": {"service.__main__"},
+    "subprocess": {"service.reindex"},
+}
+ENVIRONMENT_READERS = {"indexer"}  # sets OMP_WAIT_POLICY; settings come from pydantic_settings alone
+
+
+def imports(name: str) -> set[str]:
+    """Return every module that a module imports, anywhere in it, `from package import module` resolved."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name} has a relative import"
+            module = str(node.module)
+            names = {f"{module}.{alias.name}" for alias in node.names} & MODULES.keys()
+            found.update(names or {module})
+    return found
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_indexer_knows_nothing_of_the_service_or_of_http(name: str) -> None:
+    if name.startswith("indexer"):
+        tops = {each.split(".")[0] for each in imports(name)}
+        assert not tops & {"service", "fastapi", "starlette", "uvicorn"}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_service_imports_the_read_side_only(name: str) -> None:
+    if name.startswith("service"):
+        assert {each for each in imports(name) if each.startswith("indexer")} <= READ_SIDE
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_each_library_has_one_door(name: str) -> None:
+    for library, doors in DOORS.items():
+        if library in {each.split(".")[0] for each in imports(name)}:
+            assert name in doors, f"{name} imports {library}; its door is {doors}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_lower_modules_do_not_import_higher_ones(name: str) -> None:
+    level = {module: number for number, row in enumerate(LEVELS) for module in row}
+    if name in level:
+        ours = {each for each in imports(name) if each.startswith("indexer")}
+        # load_encoder reaches up for its one implementation, when it is called: torch takes seconds to import.
+        ours -= {"indexer.open_clip_encoder"} if name == "indexer.encoder" else set()
+        assert {each for each in ours if level.get(each, len(LEVELS)) > level[name]} == set()
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_only_settings_read_the_environment(name: str) -> None:
+    text = MODULES[name].read_text()
+    if name.removesuffix(".__init__") not in ENVIRONMENT_READERS:
+        assert "os.environ" not in text
+        assert "getenv" not in text
+
+
+def test_the_service_starts_without_loading_torch() -> None:
+    reached: set[str] = set()
+    waiting = {"service.app"}
+    while waiting:
+        name = waiting.pop()
+        reached.add(name)
+        lazy = {"indexer.open_clip_encoder"} if name == "indexer.encoder" else set()
+        waiting |= {each for each in imports(name) - lazy if each in MODULES} - reached
+    assert "indexer.torch_runtime" not in reached
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_module_unpickles(name: str) -> None:
+    tree = ast.parse(MODULES[name].read_text())
+    called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    assert not called & {"torch.load", "pickle.load", "pickle.loads", "eval", "exec"}
+    assert not imports(name) & {"pickle", "marshal", "shelve"}
