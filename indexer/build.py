@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,6 +78,8 @@ def build(
     """
     if not options.source.is_dir():
         raise BuildError(f"The source {options.source} is not a folder.")
+    if not _is_utf8(options.source):
+        raise BuildError(f"The path of the source is not UTF-8: {os.fsencode(options.source)!r}. Rename the folder.")
     describe = load_labels(options.labels, options.source)
     factory = resolve_factory(options.index, encoder.spec.dim)
     with store.lock():
@@ -100,6 +103,14 @@ def build(
 def image_id(path: str) -> str:
     """Return the id of the picture at a path of the collection: 16 hex digits, the same in every snapshot."""
     return hashlib.sha256(path.encode()).hexdigest()[:16]
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _newest(store: SnapshotStore, encoder: Encoder) -> Snapshot | None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from indexer.errors import ImageError, Reason
 
@@ -31,7 +31,19 @@ FORMATS = tuple(MEDIA_TYPES)
 THUMBNAIL_SIDE = 256
 
 # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its side for little memory.
-_JPEG_REDUCTION = 8
+_JPEG_REDUCTIONS = (2, 4, 8)
+
+# How to turn a picture upright, by its EXIF orientation; the last four swap width and height.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SWAPPING = (5, 6, 7, 8)
 
 # Our own limit is checked from the header, before any pixel is decoded, and is an error rather than a warning.
 Image.MAX_IMAGE_PIXELS = None
@@ -77,7 +89,7 @@ def scan(root: Path) -> Iterator[ImageFile]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             location = Path(folder, name)
-            if not name.startswith(".") and location.is_file():
+            if not name.startswith(".") and _may_be_file(location):
                 yield ImageFile(location.relative_to(root).as_posix(), location)
     for name in unlisted:
         yield ImageFile(Path(name).relative_to(root).as_posix(), Path(name))
@@ -94,9 +106,11 @@ def read(file: ImageFile, root: Path, policy: DecodePolicy) -> bytes:
     except UnicodeEncodeError as error:
         raise ImageError(Reason.BAD_NAME, f"The file name is not UTF-8: {os.fsencode(file.path)!r}.") from error
     try:
+        # Asked for its size first: that reports links in a circle as an OSError, which `resolve` does not.
+        size = file.location.stat().st_size
         if not file.location.resolve().is_relative_to(root.resolve()):
             raise ImageError(Reason.OUTSIDE_SOURCE, "The link leads out of the collection.")
-        _check_bytes(file.location.stat().st_size, policy)
+        _check_bytes(size, policy)
         data = file.location.read_bytes()
     except OSError as error:
         raise ImageError(Reason.UNREADABLE, f"The file cannot be read: {error.strerror}.") from error
@@ -122,9 +136,10 @@ def decode(data: bytes, policy: DecodePolicy) -> Decoded:
             if width * height > policy.max_pixels:
                 _reduce(image, policy)
             image.load()
-            upright = _upright(image)
-            if upright.size != image.size:
+            orientation = _orientation(image)
+            if orientation in _SWAPPING:
                 width, height = height, width
+            upright = image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
             return Decoded(_to_rgb(upright), _media_type(image), width, height)
     except ImageError:
         raise
@@ -161,21 +176,32 @@ def _reduce(image: Image.Image, policy: DecodePolicy) -> None:
     """Let a large JPEG be decoded at reduced size; refuse what is still over the limit."""
     width, height = image.size
     if image.format in {"JPEG", "MPO"}:
-        for reduction in (2, 4, _JPEG_REDUCTION):
-            if width * height <= policy.max_pixels * reduction**2:
-                image.draft("RGB", (width // reduction, height // reduction))
+        for reduction in _JPEG_REDUCTIONS:
+            # The decoder rounds up.
+            if -(-width // reduction) * -(-height // reduction) <= policy.max_pixels:
+                image.draft("RGB", (max(width // reduction, 1), max(height // reduction, 1)))
                 break
     if image.width * image.height > policy.max_pixels:
         detail = f"The picture has {width} x {height} pixels; the limit is {policy.max_pixels:,} in all."
         raise ImageError(Reason.TOO_MANY_PIXELS, detail)
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Turn a picture as its EXIF orientation says."""
+def _may_be_file(location: Path) -> bool:
+    """Tell regular files from pipes and links to nothing; what may not be looked at is left for `read` to report."""
     try:
-        return ImageOps.exif_transpose(image)
+        return location.is_file()
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation. `ImageOps.exif_transpose` would fail where it cannot write all EXIF anew."""
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # noqa: BLE001 - damaged EXIF, in any of Pillow's ways, costs the orientation, not the picture
-        return image
+        return 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -193,8 +219,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _grey(image: Image.Image) -> Image.Image:
     """Scale 16-bit grey by its range; 32-bit grey has none, so by the smallest usual one that holds its values."""
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    values = np.nan_to_num(np.array(image, dtype=np.float32), copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+    clear = image.info.get("transparency")
     top = float(values.max(initial=0.0))
     usual = (65_535.0,) if image.mode.startswith("I;16") else (1.0, 255.0, 65_535.0)
     white = next((limit for limit in usual if top <= limit), top)
-    return Image.fromarray(np.clip(values * (255.0 / white), 0, 255).astype(np.uint8))
+    if image.mode.startswith("I;16") and isinstance(clear, int):
+        values[values == clear] = white
+    values *= np.float32(255.0 / white)
+    return Image.fromarray(np.clip(values, 0, 255, out=values).astype(np.uint8))

@@ -58,14 +58,19 @@ class VectorIndex:
                 index.train(np.ascontiguousarray(_sample(embeddings)))
             for start in range(0, len(embeddings), _ADD_ROWS):
                 index.add(np.ascontiguousarray(embeddings[start : start + _ADD_ROWS]))
-        except RuntimeError as error:
+            # Some strings, such as IVF0, make an index that takes vectors and then cannot be searched.
+            index.search(np.ascontiguousarray(embeddings[:1]), 1)
+        except (RuntimeError, MemoryError) as error:
             detail = _last_line(error)
             raise BuildError(f"FAISS cannot build {factory} over {len(embeddings):,} vectors: {detail}") from error
         return cls(index)
 
     def save(self, path: Path) -> None:
         """Write the index into a file."""
-        faiss.write_index(self._index, str(path))
+        try:
+            faiss.write_index(self._index, str(path))
+        except RuntimeError as error:
+            raise BuildError(f"FAISS cannot write {path}: {_last_line(error)}") from error
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -78,7 +83,7 @@ class VectorIndex:
         """
         try:
             return cls(faiss.read_index(str(path)))
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             raise CorruptSnapshot(f"{path} is no FAISS index: {_last_line(error)}") from error
 
     def search(self, vector: NDArray[np.float32], k: int) -> NDArray[np.int64]:
@@ -109,7 +114,7 @@ def resolve_factory(factory: str, dim: int) -> str:
 def _empty(dim: int, factory: str) -> Any:
     try:
         return faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError, TypeError) as error:
         detail = _last_line(error)
         raise BuildError(f"FAISS knows no index {factory!r} of {dim} dimensions: {detail}") from error
 
@@ -120,6 +125,6 @@ def _sample(embeddings: Embeddings) -> Embeddings:
     return embeddings[:: max(step, 1)]
 
 
-def _last_line(error: RuntimeError) -> str:
+def _last_line(error: Exception) -> str:
     # FAISS puts the C++ source position first and what went wrong last.
-    return str(error).strip().splitlines()[-1]
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]

@@ -40,13 +40,20 @@ def load_labels(labels: str | None, source: Path) -> Describe:
     if labels == PARENT:
         return lambda path: Description(label=PurePosixPath(path).parent.name or None)
     table = _read_table(Path(labels), source)
-    if not any((source / path).exists() for path in table):
+    if not any(_is_picture(source, path) for path in table):
         example = next(iter(table), "none")
         raise BuildError(
             f"{labels} names no picture of {source}. Its paths must be relative to that folder, or absolute; "
             f"its first is {example!r}."
         )
     return lambda path: table.get(path, Description())
+
+
+def _is_picture(source: Path, path: str) -> bool:
+    try:
+        return not Path(path).is_absolute() and (source / path).is_file()
+    except OSError:  # such as a name that is too long for the file system
+        return False
 
 
 def _read_table(path: Path, source: Path) -> dict[str, Description]:
@@ -60,6 +67,8 @@ def _read_table(path: Path, source: Path) -> dict[str, Description]:
         raise BuildError(f"The labels {path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise BuildError(f"The labels {path} are not UTF-8: {error}.") from error
+    except csv.Error as error:
+        raise BuildError(f"The labels {path} are no CSV: {error}.") from error
 
 
 def _csv_rows(file: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -72,10 +81,14 @@ def _jsonl_rows(file: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(file, start=1):
         try:
             row = json.loads(line) if line.strip() else None
-        except json.JSONDecodeError as error:
+            # What Python's JSON takes and no answer of the service can hold: NaN, infinity, halves of surrogate pairs.
+            json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
+        except (ValueError, RecursionError) as error:
             raise BuildError(f"Row {number} of the labels is no JSON: {error}.") from error
         if isinstance(row, dict):
             yield number, row
+        elif row is not None:
+            raise BuildError(f"Row {number} of the labels is no JSON object.")
 
 
 def _described(row: dict[str, Any], source: Path, where: str) -> tuple[str, Description]:
@@ -92,4 +105,4 @@ def _described(row: dict[str, Any], source: Path, where: str) -> tuple[str, Desc
 
 
 def _text(value: Any) -> str | None:
-    return None if value is None else str(value)
+    return None if value is None or value == "" else str(value)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -30,6 +31,7 @@ SKIPPED = "skipped.jsonl"
 
 # Scores are compared, and given out, to this many decimals: what is beyond differs with the order of additions.
 _SCORE_DECIMALS = 6
+_FILES = frozenset({EMBEDDINGS, INDEX, CATALOG, THUMBNAILS, SKIPPED})
 _CANARIES = 8
 _CANARY_SCORE = 0.999
 
@@ -104,7 +106,7 @@ class Snapshot:
         manifest = read_manifest(folder)
         _verify(folder, manifest)
         try:
-            embeddings = np.load(folder / EMBEDDINGS, mmap_mode="r")
+            embeddings = npy.open_memmap(folder / EMBEDDINGS, mode="r")
             thumbnails = np.memmap(folder / THUMBNAILS, np.uint8, "r")
         except ValueError as error:
             raise CorruptSnapshot(f"{folder} holds no embeddings or no thumbnails: {error}") from error
@@ -174,13 +176,15 @@ class Snapshot:
                 other vectors misses nearly all.
         """
         rows = np.linspace(0, len(self) - 1, _CANARIES).astype(np.int64)
-        found = [self.search(np.array(self.embeddings[row]), 10)[0].score >= _CANARY_SCORE for row in rows]
+        hits = [self.search(np.array(self.embeddings[row]), 10)[:1] for row in rows]
+        found = [bool(hit) and hit[0].score >= _CANARY_SCORE for hit in hits]
         if sum(found) * 2 < len(found):
             raise CorruptSnapshot(f"{self.folder}: {len(found) - sum(found)} of {len(found)} canaries were not found.")
 
     def _ranked(self, rows: NDArray[np.int64], vector: NDArray[np.float32], labelled: bool) -> list[Hit]:
         # Scores come from the embeddings, so that they are true cosines whatever the index stores.
-        scores = np.round((self.embeddings[rows] @ vector).astype(np.float64), _SCORE_DECIMALS)
+        # In double precision, since in single equal rows may differ in the last decimal, and not be ties.
+        scores = np.round(self.embeddings[rows].astype(np.float64) @ vector.astype(np.float64), _SCORE_DECIMALS)
         images = self.catalog.rows([int(row) for row in rows])
         hits = [Hit(image, float(score)) for image, score in zip(images, scores, strict=True)]
         kept = (hit for hit in hits if hit.image.label is not None or not labelled)
@@ -219,12 +223,17 @@ def file_facts(path: Path) -> FileFacts:
 
 
 def _verify(folder: Path, manifest: Manifest) -> None:
-    expected = {MANIFEST, *manifest.files}
+    expected = {MANIFEST, *_FILES}
+    if set(manifest.files) != _FILES:
+        raise CorruptSnapshot(f"{folder / MANIFEST} lists {sorted(manifest.files)}, not {sorted(_FILES)}.")
     present = {entry.name for entry in folder.iterdir()}
     if expected != present:
         wrong = ", ".join(sorted(expected ^ present))
         raise CorruptSnapshot(f"{folder} does not hold the files that its manifest lists; missing or extra: {wrong}.")
     for name, facts in manifest.files.items():
-        found = file_facts(folder / name)
+        try:
+            found = file_facts(folder / name)
+        except OSError as error:
+            raise CorruptSnapshot(f"{folder / name} cannot be read: {error.strerror}.") from error
         if found != facts:
             raise CorruptSnapshot(f"{folder / name} has changed: expected {facts}, found {found}.")

@@ -9,6 +9,7 @@ snapshots/
 """
 
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,7 +65,11 @@ class SnapshotStore:
         if snapshot_id not in self.ids():
             raise NoSnapshot(f"There is no snapshot {snapshot_id!r} in {self.folder}; there are: {self.ids()}.")
         path = self.folder / snapshot_id
-        pointer = self._pointer()
+        try:
+            pointer = self._pointer()
+        except CorruptSnapshot:
+            # Publishing anew repairs a pointer that cannot be read, so it may not stand in the way of that.
+            pointer = None
         if pointer and pointer[0] == snapshot_id and file_facts(path / MANIFEST).sha256 != pointer[1]:
             raise CorruptSnapshot(f"{path / MANIFEST} is not the manifest that was published.")
         manifest = read_manifest(path)
@@ -156,7 +161,12 @@ class SnapshotStore:
         return folder
 
     def commit(self, building: Path) -> str:
-        """Give a folder from `start`, its manifest written, its final name, and return that id."""
+        """Give a folder from `start`, its manifest written, its final name, and return that id.
+
+        Raises:
+            CorruptSnapshot: it cannot be opened; FAISS, for one, says nothing of a full disk.
+        """
+        Snapshot.open(building).check_canaries()
         snapshot_id = building.name.removeprefix(_BUILDING)
         for path in building.iterdir():
             path.chmod(0o444)
@@ -177,7 +187,8 @@ class SnapshotStore:
 
     def _replace(self, name: str, text: str) -> None:
         """Replace a small file as a whole, so that a reader sees the old one or the new one."""
-        temporary = self.folder / f".{name}.{os.getpid()}"
+        # Neither threads nor process ids tell writers apart: in containers that share a folder, each is process 1.
+        temporary = self.folder / f".{name}.{secrets.token_hex(8)}"
         temporary.write_text(text)
         _sync(temporary)
         temporary.replace(self.folder / name)

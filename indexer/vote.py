@@ -1,5 +1,7 @@
 """k-NN classification: neighbours vote for their labels."""
 
+import math
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,7 +26,10 @@ def vote(labels: Sequence[str], scores: NDArray[np.float32], temperature: float)
         return {}
     # The best score is taken off first: the ratios stay, and exp() cannot overflow however small the temperature.
     weights = np.exp((scores.astype(np.float64) - scores.max()) / temperature)
-    totals: dict[str, float] = {}
-    for label, weight in zip(labels, weights / weights.sum(), strict=True):
-        totals[label] = totals.get(label, 0.0) + float(weight)
+    shares: defaultdict[str, list[float]] = defaultdict(list)
+    for label, weight in zip(labels, weights, strict=True):
+        shares[label].append(float(weight))
+    # fsum is exact, so that equal neighbours make equal totals in whatever order they come.
+    whole = math.fsum(weights)
+    totals = {label: math.fsum(weights) / whole for label, weights in shares.items()}
     return dict(sorted(totals.items(), key=lambda item: (-item[1], item[0])))

@@ -23,7 +23,7 @@ EXIF_LAYOUTS: dict[int, Callable[[Array], Array]] = {
     3: lambda upright: upright[::-1, ::-1],
     4: lambda upright: upright[::-1],
     5: lambda upright: upright.transpose(1, 0, 2),
-    6: lambda upright: np.rot90(upright),
+    6: np.rot90,
     7: lambda upright: upright[::-1, ::-1].transpose(1, 0, 2),
     8: lambda upright: np.rot90(upright, -1),
 }

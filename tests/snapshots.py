@@ -1,19 +1,19 @@
 """Small real snapshots for tests, of vectors that need no encoder: real FAISS, real SQLite, real files."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from indexer.catalog import ImageRecord
 from indexer.encoder import Embeddings, EncoderName, EncoderSpec
 from indexer.errors import ImageError, Reason
 from indexer.images import thumbnail
-from indexer.snapshot import BuildOptions, Snapshot
+from indexer.snapshot import BuildOptions
 from indexer.store import SnapshotStore
 from indexer.writer import SnapshotWriter
 
@@ -25,9 +25,10 @@ def unit_vectors(count: int, dim: int, seed: int = 0) -> Embeddings:
     return unit(np.random.default_rng(seed).normal(size=(count, dim)))
 
 
-def unit(vectors: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> Embeddings:
+def unit(vectors: NDArray[np.float64]) -> Embeddings:
     """Scale rows to length 1."""
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    scaled: Embeddings = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    return scaled
 
 
 def write_snapshot(
@@ -69,24 +70,13 @@ def write_snapshot(
             for path in skipped:
                 writer.skip(path, ImageError(Reason.EMPTY, "The file is empty."))
             writer.add(vectors, _records(writer, names, labels or [None] * len(names), contents))
-            name = EncoderName(model="local-dir:/nowhere")
-            spec = EncoderSpec(name=name, dim=vectors.shape[1], image=image, text="b" * 64)
+            encoder = EncoderName(model="local-dir:/nowhere")
+            spec = EncoderSpec(name=encoder, dim=vectors.shape[1], image=image, text="b" * 64)
             writer.finish(snapshot_id, BuildOptions(source=source), spec, factory)
         store.commit(folder)
         if publish:
             store.publish(snapshot_id)
     return snapshot_id
-
-
-@contextmanager
-def opened(store: SnapshotStore, snapshot_id: str | None = None) -> Iterator[Snapshot]:
-    """Open a snapshot, the current one where no other is named, and close its files in the end."""
-    snapshot = store.open(snapshot_id or store.published())
-    try:
-        yield snapshot
-    finally:
-        snapshot.catalog.close()
-        snapshot.thumbnails.close()
 
 
 def replace(path: Path, data: bytes) -> None:

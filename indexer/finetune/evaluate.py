@@ -1,6 +1,6 @@
 """Measures an exported model by the truth of the demo collection and, where given, on photographs."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,11 +9,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from indexer import demo
-from indexer.torch_runtime import open_clip, torch
+from indexer.encoder import Embeddings, Encoder, EncoderName, load_encoder
+from indexer.vote import vote
 
-Embeddings = npt.NDArray[np.float32]
-
-_BATCH = 64
 _NEIGHBOURS, _TEMPERATURE = 21, 0.1
 _FOUND = 10
 _CROPS, _AREA = 50, 0.8
@@ -47,35 +45,12 @@ class Figures:
     crops: Crops | None
 
 
-class Model:
-    """An exported model. Embeddings are (N, D), of length 1."""
-
-    def __init__(self, folder: Path) -> None:
-        name = f"local-dir:{folder}"
-        self._model, _, self._preprocess = open_clip.create_model_and_transforms(name)
-        self._model.eval()
-        self._tokenize = open_clip.get_tokenizer(name)
-
-    def images(self, images: Iterable[Image.Image]) -> Embeddings:
-        """Embed RGB pictures."""
-        inputs = [self._preprocess(image) for image in images]
-        return self._embed(self._model.encode_image, torch.stack(inputs))
-
-    def texts(self, texts: list[str]) -> Embeddings:
-        """Embed texts."""
-        return self._embed(self._model.encode_text, self._tokenize(texts))
-
-    def _embed(self, encode: Callable[..., torch.Tensor], inputs: torch.Tensor) -> Embeddings:
-        with torch.inference_mode():
-            return np.concatenate([encode(part, normalize=True).numpy() for part in torch.split(inputs, _BATCH)])
-
-
 def evaluate(folder: Path, photos: Path | None = None, seed: int = 0) -> Figures:
     """Measure the model in `folder` on the demo collection, and on the JPEG photographs below `photos`."""
-    model = Model(folder)
+    encoder = load_encoder(EncoderName(model=f"local-dir:{folder}"), device="cpu", threads=1)
     pictures = list(demo.collection(seed=seed))
-    embeddings = model.images(picture.image for picture in pictures)
-    precisions = _precisions(model, pictures, embeddings, demo.queries(seed=seed))
+    embeddings = _embed(encoder, (picture.image for picture in pictures))
+    precisions = _precisions(encoder, pictures, embeddings, demo.queries(seed=seed))
     similarities = embeddings @ embeddings.T
     np.fill_diagonal(similarities, -np.inf)
     instances = np.array([picture.instance.name for picture in pictures])
@@ -86,29 +61,35 @@ def evaluate(folder: Path, photos: Path | None = None, seed: int = 0) -> Figures
         accuracy=_accuracy(similarities, np.array([picture.instance.kind for picture in pictures])),
         instance_map=instance_map,
         instance_recall=instance_recall,
-        crops=None if photos is None else _crops(model, photos, seed),
+        crops=None if photos is None else _crops(encoder, photos, seed),
     )
 
 
+def _embed(encoder: Encoder, images: Iterable[Image.Image]) -> Embeddings:
+    """Embed RGB pictures one by one: the demo collection is small."""
+    return np.concatenate([encoder.encode_images([encoder.preprocess(image)]) for image in images])
+
+
 def _precisions(
-    model: Model, pictures: list[demo.Picture], embeddings: Embeddings, queries: list[demo.Query]
+    encoder: Encoder, pictures: list[demo.Picture], embeddings: Embeddings, queries: list[demo.Query]
 ) -> npt.NDArray[np.float64]:
     """Return for each query the part of the first ten that shows the right kind in the right colour."""
     pairs = np.array([f"{picture.instance.colour} {picture.instance.kind}" for picture in pictures])
     wanted = np.array([f"{query.colour} {query.kind}" for query in queries])
-    scores = model.texts([query.text for query in queries]) @ embeddings.T
+    scores = encoder.encode_texts([query.text for query in queries]) @ embeddings.T
     first = np.argsort(-scores, axis=1, kind="stable")[:, :_FOUND]
     return np.asarray((pairs[first] == wanted[:, None]).mean(axis=1))
 
 
 def _accuracy(similarities: Embeddings, labels: npt.NDArray[np.str_]) -> float:
-    """Return how often the weighted vote of the nearest others is right."""
-    classes, numbers = np.unique(labels, return_inverse=True)
+    """Return how often the vote of the nearest others is right."""
     nearest = np.argsort(-similarities, axis=1, kind="stable")[:, :_NEIGHBOURS]
-    weights = np.exp(np.take_along_axis(similarities, nearest, axis=1) / _TEMPERATURE)
-    votes = np.zeros((len(labels), len(classes)))
-    np.add.at(votes, (np.arange(len(labels))[:, None], numbers[nearest]), weights)
-    return float((votes.argmax(axis=1) == numbers).mean())
+    scores = np.take_along_axis(similarities, nearest, axis=1)
+    votes = [
+        next(iter(vote(labels[near].tolist(), score, _TEMPERATURE)))
+        for near, score in zip(nearest, scores, strict=True)
+    ]
+    return float((np.array(votes) == labels).mean())
 
 
 def _retrieval(similarities: Embeddings, labels: npt.NDArray[np.str_]) -> tuple[float, float]:
@@ -119,17 +100,17 @@ def _retrieval(similarities: Embeddings, labels: npt.NDArray[np.str_]) -> tuple[
     return float(((precision * right).sum(axis=1) / right.sum(axis=1)).mean()), float(right[:, 0].mean())
 
 
-def _crops(model: Model, folder: Path, seed: int) -> Crops:
+def _crops(encoder: Encoder, folder: Path, seed: int) -> Crops:
     """Look for photographs by crops that keep four fifths of their area."""
     paths = sorted(folder.rglob("*.jpg"))
-    embeddings = np.concatenate([model.images([_open(path)]) for path in paths])
+    embeddings = _embed(encoder, map(_open, paths))
     rng = np.random.default_rng(seed)
     asked = rng.choice(len(paths), size=min(_CROPS, len(paths)), replace=False)
     found = np.zeros(2, np.int64)
     for source in asked:
         image = _open(paths[source])
         crops = [_crop(image, 0.5, 0.5), _crop(image, *rng.random(2).tolist())]
-        found += (model.images(crops) @ embeddings.T).argmax(axis=1) == source
+        found += (_embed(encoder, crops) @ embeddings.T).argmax(axis=1) == source
     return Crops(len(paths), len(asked), *found.tolist())
 
 

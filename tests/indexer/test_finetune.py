@@ -4,13 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 
-import indexer
+from indexer.encoder import DEMO_FOLDER, EncoderName, load_encoder
 from indexer.finetune import evaluate as measure
 from indexer.finetune.card import write_card
-from indexer.finetune.evaluate import Crops, Figures, Model, evaluate
+from indexer.finetune.evaluate import Crops, Figures, evaluate
 from indexer.finetune.export import export
 from indexer.finetune.train import TrainConfig, Trained, _batches, _Pictures, train
 from indexer.torch_runtime import open_clip, torch
@@ -20,8 +21,9 @@ MICRO = {
     "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "head_width": 16},
     "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
 }
-CONFIG = TrainConfig(seed=5, pictures=48, epochs=12, batch=16, learning_rate=3e-3, warmup=5, model=MICRO)
-SHIPPED = Path(indexer.__file__).parent / "models" / "demo"
+CONFIG = TrainConfig(
+    seed=5, pictures=48, epochs=12, batch=16, seen_twice=4, learning_rate=3e-3, warmup=5, by_colour=0, model=MICRO
+)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,7 @@ def micro(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trained, Path]:
 
 @pytest.fixture(scope="module")
 def shipped() -> Figures:
-    return evaluate(SHIPPED)
+    return evaluate(DEMO_FOLDER)
 
 
 def test_the_loss_falls(micro: tuple[Trained, Path]) -> None:
@@ -64,18 +66,29 @@ def test_an_exported_model_gives_the_same_embeddings_when_open_clip_loads_it(tmp
     with torch.no_grad():
         image = model.encode_image(inputs, normalize=True).numpy()
         text = model.encode_text(open_clip.SimpleTokenizer(context_length=24)(["a red star"]), normalize=True).numpy()
-    loaded = Model(tmp_path)
+    loaded = load_encoder(EncoderName(model=f"local-dir:{tmp_path}"), device="cpu", threads=1)
     # Half precision has 11 bits.
-    np.testing.assert_allclose(loaded.images([Image.fromarray(pixels)]), image, atol=4e-3)
-    np.testing.assert_allclose(loaded.texts(["a red star"]), text, atol=4e-3)
+    found = loaded.encode_images([loaded.preprocess(Image.fromarray(pixels))])
+    np.testing.assert_allclose(found, image, atol=4e-3)
+    np.testing.assert_allclose(loaded.encode_texts(["a red star"]), text, atol=4e-3)
 
 
 def test_an_epoch_has_every_picture_once_and_a_batch_no_pair_twice() -> None:
-    pictures = _Pictures(np.zeros((40, 1, 1, 3), np.uint8), [()] * 40, pairs=10)
-    config = TrainConfig(pictures=40, epochs=1, batch=5)
-    batches = list(_batches(pictures, config, np.random.default_rng(0)))
+    batches = epoch(by_colour=0.5)
     assert sorted(np.concatenate(batches).tolist()) == list(range(40))
     assert [len(set((batch % 10).tolist())) for batch in batches] == [5] * 8
+
+
+def test_pictures_of_one_colour_stand_together_as_often_as_asked() -> None:
+    assert {len(set((batch % 2).tolist())) for batch in epoch(by_colour=1.0)} == {1}
+    assert {len(set((batch % 2).tolist())) for batch in epoch(by_colour=0.0)} != {1}
+
+
+def epoch(by_colour: float) -> list[npt.NDArray[np.int64]]:
+    """The batches of 40 pictures: of 10 pairs in turn, of colours 0 and 1 in turn."""
+    pictures = _Pictures(np.zeros((40, 1, 1, 3), np.uint8), [()] * 40, np.arange(40) % 2, pairs=10)
+    config = TrainConfig(pictures=40, epochs=1, batch=5, by_colour=by_colour)
+    return list(_batches(pictures, config, np.random.default_rng(0)))
 
 
 def test_average_precision_counts_the_right_ones_before_each_right_one() -> None:
@@ -87,9 +100,9 @@ def test_average_precision_counts_the_right_ones_before_each_right_one() -> None
 
 
 def test_nearer_neighbours_have_more_weight_in_the_vote() -> None:
-    similarities = np.array([[-np.inf, 0.9, 0.5, 0.5], *[[0.0] * 4] * 3], np.float32)
-    # exp(9) for "a" against 2 exp(5) for "b"; the others find "a", "a", "a" or "b" first by their order.
-    assert measure._accuracy(similarities[:1].repeat(4, axis=0), np.array(["a", "a", "b", "b"])) == 0.5
+    similarities = np.array([[-np.inf, 0.9, 0.5, 0.5]] * 4, np.float32)
+    # exp(9) for "a" against 2 exp(5) for "b", each time; two of the four are "a".
+    assert measure._accuracy(similarities, np.array(["a", "a", "b", "b"])) == 0.5
 
 
 def test_a_crop_keeps_four_fifths_of_the_area() -> None:
@@ -116,7 +129,7 @@ def test_the_shipped_model_answers_the_fixed_queries(shipped: Figures) -> None:
 
 
 def test_the_shipped_card_states_what_is_measured(shipped: Figures) -> None:
-    card = (SHIPPED / "README.md").read_text(encoding="utf-8")
+    card = (DEMO_FOLDER / "README.md").read_text(encoding="utf-8")
     stated = [float(figure) for figure in re.findall(r"\| (\d\.\d+) \|$", card, re.MULTILINE)]
     measured = [
         shipped.precision,
@@ -129,5 +142,5 @@ def test_the_shipped_card_states_what_is_measured(shipped: Figures) -> None:
 
 
 def test_the_shipped_weights_take_less_than_20_megabytes() -> None:
-    assert (SHIPPED / "open_clip_model.safetensors").stat().st_size < 20_000_000
-    assert set(json.loads((SHIPPED / "open_clip_config.json").read_text())) == {"model_cfg", "preprocess_cfg"}
+    assert (DEMO_FOLDER / "open_clip_model.safetensors").stat().st_size < 20_000_000
+    assert set(json.loads((DEMO_FOLDER / "open_clip_config.json").read_text())) == {"model_cfg", "preprocess_cfg"}

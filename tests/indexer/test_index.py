@@ -1,0 +1,181 @@
+"""The index: FAISS finds what numpy finds, and says why where it cannot."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+
+from indexer.encoder import Embeddings
+from indexer.errors import BuildError, CorruptSnapshot
+from indexer.index import VectorIndex, resolve_factory
+from tests.snapshots import unit_vectors
+
+FACTORIES = ["Flat", "IVF8,Flat", "IVF4,SQ8", "HNSW16", "HNSW8,SQ8", "SQ8", "SQfp16", "PQ8x4", "OPQ8,PQ8x4"]
+
+
+@pytest.fixture(scope="module")
+def vectors() -> Embeddings:
+    """Draw 600 directions of 16 dimensions."""
+    return unit_vectors(600, 16)
+
+
+@pytest.fixture(scope="module", params=FACTORIES)
+def index(vectors: Embeddings, request: pytest.FixtureRequest) -> VectorIndex:
+    """Build an index of each kind."""
+    return VectorIndex.build(vectors, request.param)
+
+
+def nearest(vectors: Embeddings, vector: Embeddings, k: int) -> list[int]:
+    """Find the nearest rows by sorting all of them."""
+    return np.argsort(-(vectors.astype(np.float64) @ vector))[:k].tolist()  # type: ignore[no-any-return]
+
+
+def test_flat_finds_exactly_the_nearest_rows_in_order(vectors: Embeddings) -> None:
+    index = VectorIndex.build(vectors, "Flat")
+    for query in unit_vectors(20, 16, seed=1):
+        assert index.search(query, 25).tolist() == nearest(vectors, query, 25)
+
+
+def test_every_kind_of_index_is_built_over_all_rows(index: VectorIndex) -> None:
+    assert (len(index), index.dim) == (600, 16)
+
+
+def test_every_kind_of_index_finds_a_row_among_its_ten_nearest(vectors: Embeddings, index: VectorIndex) -> None:
+    found = [row in index.search(vectors[row], 10) for row in range(0, 600, 10)]
+    assert np.mean(found) >= 0.95
+
+
+@pytest.mark.parametrize("factory", ["HNSW16", "SQ8", "SQfp16", "IVF1,Flat"])
+def test_an_index_that_probes_everything_has_nearly_full_recall(vectors: Embeddings, factory: str) -> None:
+    index = VectorIndex.build(vectors, factory)
+    recalls = [
+        len({*index.search(query, 10).tolist()} & {*nearest(vectors, query, 10)}) / 10
+        for query in unit_vectors(20, 16, seed=1)
+    ]
+    assert np.mean(recalls) >= 0.9
+
+
+def test_an_index_that_probes_little_finds_fewer_rather_than_invented_rows(vectors: Embeddings) -> None:
+    rows = VectorIndex.build(vectors, "IVF8,Flat").search(vectors[0], 600)
+    assert 0 < len(rows) < 600
+    assert len(set(rows.tolist())) == len(rows)
+    assert rows.min() >= 0
+
+
+def test_asking_for_more_than_there_is_returns_everything(vectors: Embeddings) -> None:
+    index = VectorIndex.build(vectors[:5], "Flat")
+    assert sorted(index.search(vectors[0], 100).tolist()) == [0, 1, 2, 3, 4]
+
+
+def test_one_vector_is_enough_for_an_exact_index(vectors: Embeddings) -> None:
+    assert VectorIndex.build(vectors[:1], "Flat").search(vectors[7], 3).tolist() == [0]
+
+
+def test_rows_beyond_one_portion_keep_their_numbers() -> None:
+    vectors = unit_vectors(140_000, 4)
+    index = VectorIndex.build(vectors, "Flat")
+    assert len(index) == 140_000
+    for query in unit_vectors(5, 4, seed=1):
+        assert index.search(query, 1).tolist() == nearest(vectors, query, 1)
+
+
+def test_more_vectors_than_are_needed_for_training_are_all_indexed() -> None:
+    vectors = unit_vectors(262_145, 2)
+    index = VectorIndex.build(vectors, "IVF2,Flat")
+    assert len(index) == 262_145
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF8,Flat"])
+def test_memory_mapped_vectors_make_the_same_index(vectors: Embeddings, tmp_path: Path, factory: str) -> None:
+    np.save(tmp_path / "vectors.npy", vectors)
+    mapped = np.load(tmp_path / "vectors.npy", mmap_mode="r")
+    one, other = VectorIndex.build(vectors, factory), VectorIndex.build(mapped, factory)
+    for query in unit_vectors(5, 16, seed=1):
+        assert one.search(query, 10).tolist() == other.search(query, 10).tolist()
+
+
+def test_a_saved_index_answers_as_before(index: VectorIndex, tmp_path: Path) -> None:
+    index.save(tmp_path / "index")
+    again = VectorIndex.open(tmp_path / "index")
+    assert (len(again), again.dim) == (600, 16)
+    for query in unit_vectors(5, 16, seed=1):
+        assert again.search(query, 20).tolist() == index.search(query, 20).tolist()
+
+
+def test_searches_in_threads_answer_as_one_by_one(vectors: Embeddings) -> None:
+    index = VectorIndex.build(vectors, "HNSW16")
+    queries = unit_vectors(200, 16, seed=1)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda query: index.search(query, 10).tolist(), queries))
+    assert found == [index.search(query, 10).tolist() for query in queries]
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    "factory", ["", "flat", "Garbage", "IVF4", "PQ3", "LSH", "IVF-1,Flat", "IVF99999999999,Flat", "é"]
+)
+def test_a_string_that_faiss_does_not_know_is_refused_in_a_sentence(factory: str) -> None:
+    with pytest.raises(BuildError, match=r"^FAISS knows no index '.*' of 16 dimensions: \S"):
+        resolve_factory(factory, 16)
+
+
+def test_a_string_that_is_no_text_is_refused() -> None:
+    with pytest.raises(BuildError, match="FAISS knows no index"):
+        resolve_factory("\ud800", 16)
+
+
+@pytest.mark.parametrize("factory", ["IVF64,Flat", "PQ8x8", "IVF4,PQ8x8"])
+def test_too_few_vectors_to_train_on_are_refused_in_a_sentence(vectors: Embeddings, factory: str) -> None:
+    with pytest.raises(BuildError, match=rf"^FAISS cannot build {factory} over 10 vectors: .*[Nn]umber of training"):
+        VectorIndex.build(vectors[:10], factory)
+
+
+def test_an_index_that_takes_vectors_and_cannot_be_searched_is_refused(vectors: Embeddings) -> None:
+    with pytest.raises(BuildError, match="FAISS cannot build IVF0,Flat"):
+        VectorIndex.build(vectors, "IVF0,Flat")
+
+
+def test_auto_is_the_exact_index() -> None:
+    assert resolve_factory("auto", 512) == "Flat"
+
+
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_any_other_string_stands_for_itself(factory: str) -> None:
+    assert resolve_factory(factory, 16) == factory
+
+
+@pytest.mark.parametrize("data", [b"", b"garbage", b"IxFI", bytes(5_000), b"IwFl" + b"\xff" * 100])
+def test_a_file_of_garbage_is_no_index(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "index").write_bytes(data)
+    with pytest.raises(CorruptSnapshot, match="is no FAISS index: "):
+        VectorIndex.open(tmp_path / "index")
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF8,Flat", "HNSW16", "SQ8"])
+def test_a_truncated_file_is_no_index(vectors: Embeddings, tmp_path: Path, factory: str) -> None:
+    path = tmp_path / "index"
+    VectorIndex.build(vectors, factory).save(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CorruptSnapshot, match="is no FAISS index: "):
+        VectorIndex.open(path)
+
+
+def test_a_missing_file_is_no_index(tmp_path: Path) -> None:
+    with pytest.raises(CorruptSnapshot, match="is no FAISS index: "):
+        VectorIndex.open(tmp_path / "index")
+
+
+def test_an_index_that_cannot_be_written_is_a_build_error(vectors: Embeddings, tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match=r"^FAISS cannot write .*missing"):
+        VectorIndex.build(vectors, "Flat").save(tmp_path / "missing" / "index")
+
+
+def test_the_file_is_one_that_faiss_itself_reads(vectors: Embeddings, tmp_path: Path) -> None:
+    VectorIndex.build(vectors, "Flat").save(tmp_path / "index")
+    index = faiss.read_index(str(tmp_path / "index"))
+    assert (index.ntotal, index.d, index.metric_type) == (600, 16, faiss.METRIC_INNER_PRODUCT)
+    assert (index.reconstruct_n(0, 600) == vectors).all()

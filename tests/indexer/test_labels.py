@@ -1,0 +1,214 @@
+"""Labels: from folder names and tables, and what is said of a table that is no good."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from indexer.errors import BuildError
+from indexer.labels import Description, load_labels
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Make a collection of two files."""
+    for name in ("cats/tom.png", "dogs/rex.png"):
+        (tmp_path / "pictures" / name).parent.mkdir(parents=True)
+        (tmp_path / "pictures" / name).touch()
+    return tmp_path / "pictures"
+
+
+def describe(source: Path, name: str, table: str | bytes, path: str = "cats/tom.png") -> Description:
+    """Write a table and return what it says of a picture."""
+    (source.parent / name).write_bytes(table if isinstance(table, bytes) else table.encode())
+    return load_labels(str(source.parent / name), source)(path)
+
+
+def test_without_labels_nothing_is_said(source: Path) -> None:
+    assert load_labels(None, source)("cats/tom.png") == Description(None, None, {})
+
+
+@pytest.mark.parametrize(
+    ("path", "label"),
+    [("cats/tom.png", "cats"), ("a/b c/d é/x.png", "d é"), ("x.png", None)],
+)
+def test_parent_is_the_name_of_the_folder(source: Path, path: str, label: str | None) -> None:
+    assert load_labels("parent", source)(path) == Description(label=label)
+
+
+def test_a_csv_table_gives_label_caption_and_metadata(source: Path) -> None:
+    table = 'path,label,caption,year,by\ncats/tom.png,cat,"a cat, ""Tom""",1940,Hanna\ndogs/rex.png,dog,,,\n'
+    tom = Description("cat", 'a cat, "Tom"', {"year": "1940", "by": "Hanna"})
+    assert describe(source, "t.csv", table) == tom
+    assert describe(source, "t.csv", table, "dogs/rex.png") == Description("dog")
+
+
+def test_a_jsonl_table_gives_label_caption_and_metadata(source: Path) -> None:
+    row = {"path": "cats/tom.png", "label": "cat", "caption": "a cat", "year": 1940, "tags": ["x", {"y": None}]}
+    found = describe(source, "t.jsonl", json.dumps(row))
+    assert found == Description("cat", "a cat", {"year": 1940, "tags": ["x", {"y": None}]})
+
+
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("t.csv", "file,text\ncats/tom.png,a cat\n"),
+        ("t.jsonl", '{"file": "cats/tom.png", "text": "a cat"}\n'),
+    ],
+)
+def test_file_and_text_are_other_names_of_path_and_caption(source: Path, name: str, table: str) -> None:
+    assert describe(source, name, table) == Description(caption="a cat")
+
+
+def test_a_picture_that_no_row_names_has_no_description(source: Path) -> None:
+    assert describe(source, "t.csv", "path,label\ncats/tom.png,cat\n", "dogs/rex.png") == Description()
+
+
+@pytest.mark.parametrize("path", ["./cats/tom.png", "cats//tom.png", "cats/./tom.png"])
+def test_a_path_may_be_written_in_other_ways(source: Path, path: str) -> None:
+    assert describe(source, "t.csv", f"path,label\n{path},cat\n") == Description("cat")
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl"])
+def test_paths_may_be_absolute(source: Path, name: str) -> None:
+    path = source / "cats" / "tom.png"
+    table = f"path,label\n{path},cat\n" if name == "t.csv" else json.dumps({"path": str(path), "label": "cat"})
+    assert describe(source, name, table) == Description("cat")
+
+
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("t.csv", "path,label\ncats/tom.png,Kätzchen 🐈\n"),
+        ("t.jsonl", '{"path": "cats/tom.png", "label": "Kätzchen 🐈"}'),
+    ],
+)
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_utf_8_is_read_with_and_without_its_mark(source: Path, name: str, table: str, mark: str) -> None:
+    assert describe(source, name, mark + table) == Description("Kätzchen 🐈")
+
+
+def test_lines_may_end_as_windows_ends_them(source: Path) -> None:
+    assert describe(source, "t.csv", "path,label\r\ncats/tom.png,cat\r\n") == Description("cat")
+    assert describe(source, "t.jsonl", '{"path": "cats/tom.png", "label": "cat"}\r\n\r\n') == Description("cat")
+
+
+def test_a_quoted_cell_may_hold_lines(source: Path) -> None:
+    table = 'path,caption\ncats/tom.png,"one\ntwo"\ndogs/rex.png,three\n'
+    assert describe(source, "t.csv", table) == Description(caption="one\ntwo")
+    assert describe(source, "t.csv", table, "dogs/rex.png") == Description(caption="three")
+
+
+def test_short_and_long_rows_of_csv_are_read_as_far_as_there_are_columns(source: Path) -> None:
+    table = "path,label,year\ncats/tom.png\ndogs/rex.png,dog,1990,what,is,this\n"
+    assert describe(source, "t.csv", table) == Description()
+    assert describe(source, "t.csv", table, "dogs/rex.png") == Description("dog", None, {"year": "1990"})
+
+
+@pytest.mark.parametrize(("value", "label"), [("7", "7"), ("0", "0"), ("null", None), ('""', None)])
+def test_a_label_of_json_becomes_text(source: Path, value: str, label: str | None) -> None:
+    assert describe(source, "t.jsonl", f'{{"path": "cats/tom.png", "label": {value}}}').label == label
+
+
+def test_the_last_row_of_a_picture_counts(source: Path) -> None:
+    assert describe(source, "t.csv", "path,label\ncats/tom.png,a\ncats/tom.png,b\n") == Description("b")
+
+
+# Tables that are no good
+
+
+def refusal(source: Path, name: str, table: str | bytes) -> str:
+    """Have a table refused, and return the sentence."""
+    with pytest.raises(BuildError) as refused:
+        describe(source, name, table)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["{", "cats/tom.png", "{'path': 1}", "[" * 100_000, '{"path": "x", "n": ' + "9" * 5_000 + "}"],
+    ids=["half", "no JSON", "Python", "deep", "long number"],
+)
+def test_a_bad_line_of_json_is_named(source: Path, line: str) -> None:
+    good = '{"path": "cats/tom.png"}'
+    assert refusal(source, "t.jsonl", f"{good}\n\n{line}\n{good}\n").startswith("Row 3 of the labels is no JSON: ")
+
+
+@pytest.mark.parametrize("line", ["[1, 2]", '"cats/tom.png"', "7", "true"])
+def test_a_line_of_json_that_is_no_object_is_named(source: Path, line: str) -> None:
+    assert "ow 2" in refusal(source, "t.jsonl", f'{{"path": "cats/tom.png"}}\n{line}\n')
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "1e999", '"\\ud800"', '["\\udfff"]'])
+def test_a_value_that_no_answer_can_hold_is_named(source: Path, value: str) -> None:
+    assert "ow 1" in refusal(source, "t.jsonl", f'{{"path": "cats/tom.png", "x": {value}}}\n')
+
+
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("t.csv", "picture,label\ncats/tom.png,cat\n"),
+        ("t.csv", "path;label\ncats/tom.png;cat\n"),
+        ("t.jsonl", '{"picture": "cats/tom.png", "label": "cat"}'),
+        ("t.jsonl", '{"path": null, "label": "cat"}'),
+        ("t.jsonl", '{"path": 7, "label": "cat"}'),
+    ],
+)
+def test_a_table_without_paths_is_refused_with_its_columns(source: Path, name: str, table: str) -> None:
+    sentence = refusal(source, name, table)
+    assert f"{name}, row 1 has no column 'path' (or 'file'); it has: " in sentence
+    assert "label" in sentence
+
+
+def test_a_row_without_a_path_is_named(source: Path) -> None:
+    assert "t.csv, row 2 has no column 'path'" in refusal(source, "t.csv", "path,label\ncats/tom.png,cat\n,dog\n")
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["tom.png", "cats", ".", "/etc/hostname", "x" * 300, "cats/\0.png"],
+    ids=["no folder", "a folder", "the source", "elsewhere", "long", "NUL"],
+)
+def test_a_table_that_names_no_picture_is_refused_with_its_first_path(source: Path, path: str) -> None:
+    sentence = refusal(source, "t.csv", f"path,label\n{path},cat\n")
+    assert f"names no picture of {source}" in sentence
+    assert repr(path) in sentence
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl"])
+@pytest.mark.parametrize("table", ["", "\n\n", "\ufeff"])
+def test_an_empty_table_names_no_picture(source: Path, name: str, table: str) -> None:
+    assert "names no picture" in refusal(source, name, table)
+
+
+@pytest.mark.parametrize("name", ["t.txt", "t", "t.xlsx", "t.tsv", "parents"])
+def test_a_table_of_another_ending_is_refused(source: Path, name: str) -> None:
+    assert refusal(source, name, "path,label\n").startswith("Labels come from 'parent' or a table ending in .csv or")
+
+
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("t.csv", "path,label\ncats/tom.png,Kätzchen\n".encode("latin-1")),
+        ("t.jsonl", '{"path": "cats/tom.png", "label": "Kätzchen"}'.encode("latin-1")),
+        ("t.csv", "path,label\n".encode("utf-16")),
+    ],
+)
+def test_a_table_that_is_no_utf_8_is_refused(source: Path, name: str, table: bytes) -> None:
+    assert "are not UTF-8: " in refusal(source, name, table)
+
+
+def test_a_table_with_a_quote_that_never_closes_is_refused(source: Path) -> None:
+    table = 'path,caption\ncats/tom.png,"a cat\n' + "dogs/rex.png,a dog\n" * 10_000
+    assert "t.csv" in refusal(source, "t.csv", table)
+
+
+def test_a_missing_table_is_refused(source: Path) -> None:
+    with pytest.raises(BuildError, match=r"cannot be read: No such file or directory\.$"):
+        load_labels(str(source / "missing.csv"), source)
+
+
+def test_a_folder_is_no_table(source: Path) -> None:
+    (source / "folder.csv").mkdir()
+    with pytest.raises(BuildError, match=r"cannot be read: Is a directory\.$"):
+        load_labels(str(source / "folder.csv"), source)
