@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but more files were skipped 
 """
 
 import json
+import logging
 import sys
 import time
 from pathlib import Path
@@ -143,7 +144,7 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder for the model; must not exist.")],
     seed: Annotated[int, typer.Option(min=0)] = 0,
     pictures: Annotated[int, typer.Option(min=1, help="How many pictures to draw and train on.")] = 40_000,
-    epochs: Annotated[int, typer.Option(min=1, help="How often each is seen.")] = 3,
+    epochs: Annotated[int, typer.Option(min=1, help="How often each is seen.")] = 10,
     photos: Annotated[Path | None, typer.Option(help="Photographs to find by crops of them, for the card.")] = None,
 ) -> None:
     """Train the demo model on drawn pictures, measure it, and write its model card."""
@@ -152,6 +153,8 @@ def train(
     from indexer.finetune.train import TrainConfig  # noqa: PLC0415
     from indexer.finetune.train import train as train_model  # noqa: PLC0415
 
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("indexer").setLevel(logging.INFO)
     trained = train_model(TrainConfig(seed=seed, pictures=pictures, epochs=epochs), out)
     write_card(out, trained, evaluate(out, photos))
 

@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from indexer.demo_shapes import CLOSE, DRAWINGS, RANGES, Field, Rgb, field, masks, mix, paint, plural, shade
+from indexer.errors import BuildError
 
 KINDS = tuple(DRAWINGS)
 
@@ -240,13 +241,13 @@ def write_collection(directory: Path, *, count: int = DEFAULT_COUNT, seed: int =
     Returns 0, having done nothing, where that very collection is complete already.
 
     Raises:
-        FileExistsError: the folder holds a demo collection of another count or seed.
+        BuildError: the folder holds a demo collection of another count or seed.
     """
     header, metadata = directory / ".collection.json", directory / "metadata.jsonl"
     wanted = json.dumps({"count": count, "seed": seed})
     directory.mkdir(parents=True, exist_ok=True)
     if header.exists() and header.read_text(encoding="utf-8") != wanted:
-        raise FileExistsError(f"{directory} holds another demo collection; choose an empty folder.")
+        raise BuildError(f"{directory} holds another demo collection; choose an empty folder.")
     if header.exists() and metadata.exists():
         return 0
     _write(header, wanted)

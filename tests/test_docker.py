@@ -47,13 +47,12 @@ def read_stages() -> dict[str, list[Step]]:
     return stages
 
 
-def steps_of(target: str, variant: str = "cpu") -> list[Step]:
+def steps_of(target: str) -> list[Step]:
     """Return all steps that make a target, those of the stages it stands on first."""
     stages = read_stages()
     if target not in stages:
         return []
-    parent = stages[target][0][1].split(" AS ")[0].replace("${VARIANT}", variant)
-    return [*steps_of(parent, variant), *stages[target]]
+    return [*steps_of(stages[target][0][1].split(" AS ")[0]), *stages[target]]
 
 
 def last(target: str, instruction: str) -> str:
@@ -104,11 +103,19 @@ def test_each_target_starts_its_console_script_without_a_shell(target: str) -> N
     assert command[0] in project()["scripts"]
 
 
+def test_the_variants_of_the_dockerfile_are_cpu_and_gpu() -> None:
+    assert tuple(re.findall(r" (\w+)\) ", last("dependencies", "RUN"))) == VARIANTS
+    assert last("dependencies", "ARG") == "VARIANT=cpu"
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_each_variant_is_an_extra_of_the_project_and_a_stage(variant: str) -> None:
-    assert variant in project()["optional-dependencies"]
-    assert steps_of(f"for-{variant}")
-    assert steps_of("dependencies", variant)[0] == ("FROM", "python:3.11-slim-trixie AS python")
+def test_the_dependencies_of_a_variant_are_those_of_the_project_and_of_its_extra(variant: str) -> None:
+    words = shlex.split(last("dependencies", "RUN"))
+    program = words[words.index("-c") + 1]
+    printed = subprocess.run(
+        [sys.executable, "-c", program, variant], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert printed.splitlines() == [*project()["dependencies"], *project()["optional-dependencies"][variant]]
 
 
 def test_all_that_the_dockerfile_copies_exists_and_nothing_else_is_sent_to_the_engine() -> None:

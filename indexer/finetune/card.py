@@ -4,7 +4,7 @@ from pathlib import Path
 
 from indexer import demo
 from indexer.finetune.evaluate import Figures
-from indexer.finetune.train import Trained
+from indexer.finetune.train import TrainConfig, Trained
 
 _CARD = """\
 ---
@@ -26,9 +26,13 @@ photographs, take a model that was trained on photographs.
 
 {pictures:,} pictures drawn by `indexer/demo.py`, of {pairs} pairs of kind and colour. They are the fold "train"; the
 demo collection is the fold "test", and no instance is in both. Each picture was seen {epochs} times, as a random crop
-of at least {area:.0%} of it, with one of its captions. The loss is InfoNCE between pictures and captions (CLIP's)
+of at least {area:.0%} of it, with one of its captions.
+
+The loss is InfoNCE between the pictures and the captions of a batch (CLIP's)
 {views}.
-AdamW, learning rate {learning_rate:g} falling as a cosine, batches of {batch}.
+AdamW, learning rate {learning_rate:g} falling as a cosine, batches of {batch}. Pictures of one colour stand together in
+{by_colour:.0%} of the turns through all pairs, so that only the kind tells them apart, and those of one kind in
+{by_kind:.0%}.
 
 | | |
 |---|---|
@@ -75,7 +79,7 @@ def write_card(out: Path, trained: Trained, figures: Figures) -> None:
         colours=len(demo.COLOURS),
         colour_names=", ".join(demo.COLOURS),
         pairs=len(demo.pairs(config.pictures, config.seed)),
-        views=_views(config.views_weight),
+        views=_views(config),
         megabytes=(out / "open_clip_model.safetensors").stat().st_size / 1e6,
         crops="" if figures.crops is None else _CROPS.format(**vars(figures.crops)),
         **vars(config),
@@ -85,7 +89,8 @@ def write_card(out: Path, trained: Trained, figures: Figures) -> None:
     (out / "README.md").write_text(text, encoding="utf-8")
 
 
-def _views(weight: float) -> str:
-    if not weight:
+def _views(config: TrainConfig) -> str:
+    if not config.seen_twice:
         return "alone"
-    return f"plus {weight:g} times InfoNCE between two such crops of each picture (SimCLR's)"
+    twice = f"InfoNCE between two crops of {config.seen_twice} of the pictures (SimCLR's)"
+    return f"plus {config.views_weight:g} times {twice}"

@@ -12,6 +12,7 @@ from indexer import demo
 from indexer.encoder import Embeddings, Encoder, EncoderName, load_encoder
 from indexer.vote import vote
 
+_BATCH = 64
 _NEIGHBOURS, _TEMPERATURE = 21, 0.1
 _FOUND = 10
 _CROPS, _AREA = 50, 0.8
@@ -66,8 +67,9 @@ def evaluate(folder: Path, photos: Path | None = None, seed: int = 0) -> Figures
 
 
 def _embed(encoder: Encoder, images: Iterable[Image.Image]) -> Embeddings:
-    """Embed RGB pictures one by one: the demo collection is small."""
-    return np.concatenate([encoder.encode_images([encoder.preprocess(image)]) for image in images])
+    """Embed RGB pictures."""
+    pixels = [encoder.preprocess(image) for image in images]
+    return np.concatenate([encoder.encode_images(pixels[i : i + _BATCH]) for i in range(0, len(pixels), _BATCH)])
 
 
 def _precisions(

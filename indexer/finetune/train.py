@@ -33,18 +33,19 @@ class TrainConfig:
     """All that the weights depend on.
 
     `seen_twice` pictures of each batch are cropped twice for the second loss, whose part is `views_weight` and whose
-    similarities are multiplied by `views_scale`. `area` is the least part of a picture that a crop keeps, `by_colour`
-    how often pictures of one colour stand together (both 0 to 1).
+    similarities are multiplied by `views_scale`. `area` is the least part of a picture that a crop keeps; `by_colour`
+    and `by_kind` say how often pictures of one colour, or of one kind, stand together (all three 0 to 1).
     """
 
     seed: int = 0
     pictures: int = 40_000
-    epochs: int = 8
+    epochs: int = 10
     batch: int = 64
     learning_rate: float = 2e-3
     weight_decay: float = 0.1
     warmup: int = 100
-    by_colour: float = 0.7
+    by_colour: float = 0.45
+    by_kind: float = 0.25
     seen_twice: int = 16
     views_weight: float = 0.5
     views_scale: float = 10.0
@@ -71,7 +72,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class _Pictures:
-    """The training set: `frames` (N, side, side, 3); of each its captions and, by number, its colour.
+    """The training set: `frames` (N, side, side, 3); of each its captions and, by number, its colour and kind.
 
     It has `pairs` different pairs of kind and colour, in turn.
     """
@@ -79,6 +80,7 @@ class _Pictures:
     frames: npt.NDArray[np.uint8]
     captions: list[tuple[str, ...]]
     colours: npt.NDArray[np.int64]
+    kinds: npt.NDArray[np.int64]
     pairs: int
 
 
@@ -136,21 +138,23 @@ def _fit(model: Any, pictures: _Pictures, config: TrainConfig) -> list[float]:
 def _draw(config: TrainConfig, side: int) -> _Pictures:
     """Draw the training set: pictures of the fold "train", squashed to squares."""
     frames = np.empty((config.pictures, side, side, 3), np.uint8)
-    colours = np.empty(config.pictures, np.int64)
+    colours, kinds = np.empty((2, config.pictures), np.int64)
     captions = []
     for i, picture in enumerate(demo.collection(config.pictures, config.seed, demo.Fold.TRAIN)):
         frames[i] = np.asarray(picture.image.resize((side, side), Image.Resampling.BICUBIC))
         colours[i] = demo.COLOURS.index(picture.instance.colour)
+        kinds[i] = demo.KINDS.index(picture.instance.kind)
         captions.append(picture.captions)
-    return _Pictures(frames, captions, colours, len(demo.pairs(config.pictures, config.seed)))
+    return _Pictures(frames, captions, colours, kinds, len(demo.pairs(config.pictures, config.seed)))
 
 
 def _batches(pictures: _Pictures, config: TrainConfig, rng: np.random.Generator) -> Iterator[npt.NDArray[np.int64]]:
     """Yield the pictures of each batch, epoch by epoch, in random order.
 
     A collection has its pairs in turn. Kept in turns, a batch hardly ever has a pair twice, and a caption is seldom
-    told that it does not fit a picture which it fits. Colour is learned at once and kind is not, so in most turns
-    pictures of one colour stand together: there only the kind tells captions apart.
+    told that it does not fit a picture which it fits. Colour is learned at once and kind is not, so in many turns
+    pictures of one colour stand together: there only the kind tells captions apart. Where those of one kind stand
+    together, only the colour does.
     """
     everything = np.arange(config.pictures)
     for _ in range(config.epochs):
@@ -158,8 +162,11 @@ def _batches(pictures: _Pictures, config: TrainConfig, rng: np.random.Generator)
         order = []
         for i in rng.permutation(len(turns)):
             turn = rng.permutation(turns[i])
-            if rng.random() < config.by_colour:
+            dice = rng.random()
+            if dice < config.by_colour:
                 turn = turn[np.argsort(pictures.colours[turn], kind="stable")]
+            elif dice < config.by_colour + config.by_kind:
+                turn = turn[np.argsort(pictures.kinds[turn], kind="stable")]
             order.append(turn)
         yield from np.split(np.concatenate(order), range(config.batch, config.pictures, config.batch))
 

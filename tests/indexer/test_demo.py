@@ -10,6 +10,7 @@ from PIL import Image
 
 from indexer import demo
 from indexer.demo_shapes import masks
+from indexer.errors import BuildError
 
 
 def files(directory: Path) -> dict[str, bytes]:
@@ -64,7 +65,7 @@ def test_an_interrupted_collection_is_completed(tmp_path: Path) -> None:
 
 def test_a_folder_with_another_collection_is_refused(tmp_path: Path) -> None:
     demo.write_collection(tmp_path, count=3)
-    with pytest.raises(FileExistsError, match="holds another demo collection"):
+    with pytest.raises(BuildError, match="holds another demo collection"):
         demo.write_collection(tmp_path, count=4)
 
 

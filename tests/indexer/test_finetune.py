@@ -22,7 +22,16 @@ MICRO = {
     "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
 }
 CONFIG = TrainConfig(
-    seed=5, pictures=48, epochs=12, batch=16, seen_twice=4, learning_rate=3e-3, warmup=5, by_colour=0, model=MICRO
+    seed=5,
+    pictures=48,
+    epochs=12,
+    batch=16,
+    seen_twice=4,
+    learning_rate=3e-3,
+    warmup=5,
+    by_colour=0,
+    by_kind=0,
+    model=MICRO,
 )
 
 
@@ -79,15 +88,17 @@ def test_an_epoch_has_every_picture_once_and_a_batch_no_pair_twice() -> None:
     assert [len(set((batch % 10).tolist())) for batch in batches] == [5] * 8
 
 
-def test_pictures_of_one_colour_stand_together_as_often_as_asked() -> None:
+def test_pictures_of_one_colour_or_kind_stand_together_as_often_as_asked() -> None:
     assert {len(set((batch % 2).tolist())) for batch in epoch(by_colour=1.0)} == {1}
     assert {len(set((batch % 2).tolist())) for batch in epoch(by_colour=0.0)} != {1}
+    assert {len(set((batch % 5).tolist())) for batch in epoch(by_colour=0.0, by_kind=1.0, batch=2)} == {1}
 
 
-def epoch(by_colour: float) -> list[npt.NDArray[np.int64]]:
-    """The batches of 40 pictures: of 10 pairs in turn, of colours 0 and 1 in turn."""
-    pictures = _Pictures(np.zeros((40, 1, 1, 3), np.uint8), [()] * 40, np.arange(40) % 2, pairs=10)
-    config = TrainConfig(pictures=40, epochs=1, batch=5, by_colour=by_colour)
+def epoch(by_colour: float, by_kind: float = 0.0, batch: int = 5) -> list[npt.NDArray[np.int64]]:
+    """The batches of 40 pictures: of 10 pairs in turn, of colours 0 and 1 and kinds 0 to 4 in turn."""
+    numbers = np.arange(40)
+    pictures = _Pictures(np.zeros((40, 1, 1, 3), np.uint8), [()] * 40, numbers % 2, numbers % 5, pairs=10)
+    config = TrainConfig(pictures=40, epochs=1, batch=batch, by_colour=by_colour, by_kind=by_kind)
     return list(_batches(pictures, config, np.random.default_rng(0)))
 
 
