@@ -180,7 +180,8 @@ def _summarise(report: BuildReport, seconds: float) -> None:
     )
     if report.skipped:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in report.skipped.most_common())
-        print(f"Skipped {report.skipped.total():,} files: {reasons}. Each is listed in the snapshot's skipped.jsonl.")
+        files = f"{report.skipped.total():,} {'file' if report.skipped.total() == 1 else 'files'}"
+        print(f"Skipped {files}: {reasons}. Each is listed in the snapshot's skipped.jsonl.")
 
 
 if __name__ == "__main__":
