@@ -11,7 +11,7 @@ class ServiceSettings(Settings):
     """Every field is read from `KINDRED_<FIELD>`."""
 
     threads: int = Field(default=1, ge=0)
-    """Threads that one encode or search may use; 1 lets the requests be the parallelism, 0 means one per core."""
+    """Threads that one call of the encoder may use; 1 lets the requests be the parallelism, 0 means one per core."""
 
     host: str = "127.0.0.1"
     """Address to listen on."""
