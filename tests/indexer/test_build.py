@@ -157,3 +157,19 @@ def test_a_damaged_snapshot_costs_its_embeddings_not_the_build(snapshots: Path, 
     file.chmod(0o644)
     file.write_bytes(file.read_bytes()[:-1] + b"?")
     assert build_snapshot(source, snapshots, encoder).encoded == 24
+
+
+def test_every_file_of_the_bad_corpus_is_indexed_or_refused_with_a_reason(
+    real_data: Path, tmp_path: Path, encoder: Encoder
+) -> None:
+    report = build_snapshot(real_data / "bad", tmp_path / "s", encoder)
+    files = {str(path.relative_to(real_data / "bad")) for path in (real_data / "bad").rglob("*") if path.is_file()}
+    snapshot = opened(tmp_path / "s")
+    indexed = {image.path for image in snapshot.catalog.rows(range(len(snapshot)))}
+    lines = (snapshot.folder / "skipped.jsonl").read_text().splitlines()
+    refused = {each["path"]: each for each in map(json.loads, lines)}
+    assert indexed | refused.keys() == files
+    assert not indexed & refused.keys()
+    assert all(each["reason"] in set(Reason) and each["detail"] for each in refused.values())
+    assert report.skipped.total() == len(refused)
+    assert len(indexed) > 200
