@@ -153,6 +153,9 @@ def train(
     from indexer.finetune.train import TrainConfig  # noqa: PLC0415
     from indexer.finetune.train import train as train_model  # noqa: PLC0415
 
+    if out.exists():
+        # Snapshots name models by their folder: one that changed under its name would be refused.
+        raise typer.BadParameter(f"{out} exists already; a model is never overwritten.", param_hint="--out")
     logging.basicConfig(format="%(message)s")
     logging.getLogger("indexer").setLevel(logging.INFO)
     trained = train_model(TrainConfig(seed=seed, pictures=pictures, epochs=epochs), out)

@@ -50,6 +50,12 @@ def test_wrong_usage_ends_with_2(source: Path) -> None:
     assert run("prune", "--keep", 0).exit_code == 2
 
 
+def test_a_model_is_never_overwritten(tmp_path: Path) -> None:
+    result = run("train", "--out", tmp_path)
+    assert result.exit_code == 2
+    assert "exists already" in result.output
+
+
 def test_a_failure_is_one_line_and_ends_with_1(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "indexer", "rollback", "--snapshots", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
