@@ -38,6 +38,11 @@ class EncoderName(BaseModel):
         """Return the encoder that new snapshots are built with."""
         return cls(model=settings.model, pretrained=settings.pretrained)
 
+    @property
+    def notice(self) -> str | None:
+        """What users of this encoder should know, if anything."""
+        return DEMO_NOTICE if self.model == DEMO else None
+
     def __str__(self) -> str:
         return self.model if self.pretrained is None else f"{self.model} ({self.pretrained})"
 

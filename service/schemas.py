@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from indexer.catalog import ImageRecord
-from indexer.encoder import DEMO, DEMO_NOTICE, EncoderName, EncoderSpec
+from indexer.encoder import EncoderName, EncoderSpec
 from indexer.errors import Reason
 from indexer.snapshot import Hit, Manifest
 from service.reindex import Job, JobState
@@ -344,7 +344,7 @@ class IndexResponse(Contract):
             factory=manifest.factory,
             dim=manifest.encoder.dim,
             encoder=searcher.encoder.spec,
-            notice=DEMO_NOTICE if searcher.encoder.spec.name.model == DEMO else None,
+            notice=searcher.encoder.spec.name.notice,
             refused=refused,
         )
 

@@ -27,6 +27,7 @@ CURLS = re.findall(r"^curl .*$", README, re.MULTILINE)
 
 def test_the_settings_table_lists_exactly_the_settings() -> None:
     assert [name.lower() for name in TABLE] == list(ServiceSettings.model_fields)
+    assert [name.lower() for name in TABLE][: list(TABLE).index("HOST")] == list(Settings.model_fields)
 
 
 @pytest.mark.parametrize("name", TABLE)
