@@ -58,7 +58,7 @@ def build(
         name = EncoderName(model=model or settings.model, pretrained=pretrained)
     table = labels if labels in {None, PARENT} else str(Path(str(labels)).resolve())
     options = BuildOptions(source=source.resolve(), labels=table, index=index)
-    policy = DecodePolicy(settings.max_file_bytes, settings.max_pixels)
+    policy = DecodePolicy.of(settings)
     encoder = load_encoder(name, device=settings.device, threads=settings.threads)
     shown = reporter(progress)
     try:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from indexer.catalog import ImageRecord
 from indexer.encoder import Encoder, Pixels
 from indexer.errors import BuildError, ImageError, Reason, SnapshotError
-from indexer.images import DecodePolicy, ImageFile, content_hash, decode, read, scan, thumbnail
+from indexer.images import DecodePolicy, ImageFile, content_hash, decode, is_utf8, read, scan, thumbnail
 from indexer.index import resolve_factory
 from indexer.labels import Describe, load_labels
 from indexer.progress import Reporter
@@ -78,7 +77,7 @@ def build(
     """
     if not options.source.is_dir():
         raise BuildError(f"The source {options.source} is not a folder.")
-    if not _is_utf8(options.source):
+    if not is_utf8(str(options.source)):
         raise BuildError(f"The path of the source is not UTF-8: {os.fsencode(options.source)!r}. Rename the folder.")
     describe = load_labels(options.labels, options.source)
     factory = resolve_factory(options.index, encoder.spec.dim)
@@ -103,14 +102,6 @@ def build(
 def image_id(path: str) -> str:
     """Return the id of the picture at a path of the collection: 16 hex digits, the same in every snapshot."""
     return hashlib.sha256(path.encode()).hexdigest()[:16]
-
-
-def _is_utf8(path: Path) -> bool:
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _newest(store: SnapshotStore, encoder: Encoder) -> Snapshot | None:

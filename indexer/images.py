@@ -1,4 +1,4 @@
-"""Pictures: found in a folder, decoded from bytes by one policy for indexer and service. The door to Pillow.
+"""Pictures: found in a folder, decoded from bytes by one policy for indexer and service.
 
 The policy: size cap, magic bytes of an allowed format, pixel limit from the header, first frame, EXIF orientation, then
 8-bit RGB. Pillow's own `convert("RGB")` turns 16-bit pictures white and transparent ones black, so those modes are
@@ -12,11 +12,13 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from indexer.errors import ImageError, Reason
+from indexer.settings import Settings
 
 MEDIA_TYPES = {
     "JPEG": "image/jpeg",
@@ -77,6 +79,11 @@ class DecodePolicy:
     max_bytes: int
     max_pixels: int
 
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Return the limits of a deployment."""
+        return cls(settings.max_file_bytes, settings.max_pixels)
+
 
 def scan(root: Path) -> Iterator[ImageFile]:
     """Yield every regular file below `root` in a stable order; hidden files and linked folders are left out.
@@ -101,10 +108,8 @@ def read(file: ImageFile, root: Path, policy: DecodePolicy) -> bytes:
     Raises:
         ImageError: its name is no UTF-8, a link leads out of `root`, it is too large, or it cannot be read.
     """
-    try:
-        file.path.encode()
-    except UnicodeEncodeError as error:
-        raise ImageError(Reason.BAD_NAME, f"The file name is not UTF-8: {os.fsencode(file.path)!r}.") from error
+    if not is_utf8(file.path):
+        raise ImageError(Reason.BAD_NAME, f"The file name is not UTF-8: {os.fsencode(file.path)!r}.")
     try:
         # Asked for its size first: that reports links in a circle as an OSError, which `resolve` does not.
         size = file.location.stat().st_size
@@ -116,6 +121,15 @@ def read(file: ImageFile, root: Path, policy: DecodePolicy) -> bytes:
         raise ImageError(Reason.UNREADABLE, f"The file cannot be read: {error.strerror}.") from error
     _check_bytes(len(data), policy)
     return data
+
+
+def is_utf8(path: str) -> bool:
+    """Tell whether a path can be written down: in JSON, in the catalogue, in an answer."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def content_hash(data: bytes) -> str:

@@ -5,7 +5,7 @@ snapshots/
   TEXT_ENCODER                   encoder for queries, where an administrator has put another in (optional)
   .lock                          held by the one build, or prune, that may run
   .building-<id>/                a build in progress; nobody reads it
-  20260101T120000-3f2a9c/        a snapshot; nothing in it ever changes
+  20260101T120000-012345/        a snapshot, named by when it was built (UTC); nothing in it ever changes
 """
 
 import os

@@ -76,7 +76,7 @@ def _welcome(address: str, live: LiveSearcher) -> list[str]:
         f"  curl -s {address}/v1/search -H 'Content-Type: application/json' -d '{text}'",
         f"  curl -s {address}/v1/search -F 'file=@{location}' -F limit=5",
         f"  curl -s {address}/v1/classify -F 'file=@{location}'",
-        live.searcher.encoder.spec.name.notice or "",
+        *filter(None, [live.searcher.encoder.spec.name.notice]),
     ]
 
 

@@ -79,7 +79,7 @@ def _current(live: Live) -> Searcher:
 
 
 def _policy(settings: AppSettings) -> DecodePolicy:
-    return DecodePolicy(settings.max_file_bytes, settings.max_pixels)
+    return DecodePolicy.of(settings)
 
 
 def _stopwatch(metrics: AppMetrics) -> Stopwatch:

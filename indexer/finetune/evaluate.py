@@ -50,7 +50,7 @@ def evaluate(folder: Path, photos: Path | None = None, seed: int = 0) -> Figures
     """Measure the model in `folder` on the demo collection, and on the JPEG photographs below `photos`."""
     encoder = load_encoder(EncoderName(model=f"local-dir:{folder}"), device="cpu", threads=1)
     pictures = list(demo.collection(seed=seed))
-    embeddings = _embed(encoder, (picture.image for picture in pictures))
+    embeddings = _encode(encoder, (picture.image for picture in pictures))
     precisions = _precisions(encoder, pictures, embeddings, demo.queries(seed=seed))
     similarities = embeddings @ embeddings.T
     np.fill_diagonal(similarities, -np.inf)
@@ -66,8 +66,8 @@ def evaluate(folder: Path, photos: Path | None = None, seed: int = 0) -> Figures
     )
 
 
-def _embed(encoder: Encoder, images: Iterable[Image.Image]) -> Embeddings:
-    """Embed RGB pictures."""
+def _encode(encoder: Encoder, images: Iterable[Image.Image]) -> Embeddings:
+    """Encode RGB pictures."""
     pixels = [encoder.preprocess(image) for image in images]
     return np.concatenate([encoder.encode_images(pixels[i : i + _BATCH]) for i in range(0, len(pixels), _BATCH)])
 
@@ -105,14 +105,14 @@ def _retrieval(similarities: Embeddings, labels: npt.NDArray[np.str_]) -> tuple[
 def _crops(encoder: Encoder, folder: Path, seed: int) -> Crops:
     """Look for photographs by crops that keep four fifths of their area."""
     paths = sorted(folder.rglob("*.jpg"))
-    embeddings = _embed(encoder, map(_open, paths))
+    embeddings = _encode(encoder, map(_open, paths))
     rng = np.random.default_rng(seed)
     asked = rng.choice(len(paths), size=min(_CROPS, len(paths)), replace=False)
     found = np.zeros(2, np.int64)
     for source in asked:
         image = _open(paths[source])
         crops = [_crop(image, 0.5, 0.5), _crop(image, *rng.random(2).tolist())]
-        found += (_embed(encoder, crops) @ embeddings.T).argmax(axis=1) == source
+        found += (_encode(encoder, crops) @ embeddings.T).argmax(axis=1) == source
     return Crops(len(paths), len(asked), *found.tolist())
 
 
