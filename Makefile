@@ -5,14 +5,16 @@ DEMO ?= .demo
 SNAPSHOTS ?= $(DEMO)/snapshots
 BIN = $(VENV)/bin
 
-.PHONY: help install demo serve test swaps train clean
+.PHONY: help install demo serve test swaps recipes-smoke recipes train clean
 help:
 	@echo 'make demo      draw the demo collection, index it, serve it on 127.0.0.1:8000'
 	@echo 'make test      lint, types and tests'
 	@echo 'make install   the set-up step of both: a virtual environment in $(VENV)'
 	@echo 'make serve     serve an existing folder of snapshots: make serve SNAPSHOTS=folder'
 	@echo 'make swaps     20 reindexes through the admin route under load (minutes)'
-	@echo 'make train     train the demo model anew into $(DEMO)/model (about half an hour)'
+	@echo 'make recipes-smoke  every recipe for a minute or two'
+	@echo 'make recipes   every recipe, three seeds, side by side (two hours)'
+	@echo 'make train     train the demo model anew into $(DEMO)/tuned (about 40 minutes)'
 	@echo 'make clean     remove what these made'
 
 install: $(VENV)/installed
@@ -46,8 +48,20 @@ test: $(VENV)/installed-dev
 swaps: $(VENV)/installed-dev $(DEMO)/snapshots/CURRENT
 	$(BIN)/python -m tests.swaps $(DEMO)/pictures
 
-train: install
-	$(BIN)/python -m indexer train --out $(DEMO)/model
+recipes-smoke: $(VENV)/installed-dev
+	$(BIN)/pytest tests/test_recipes_smoke.py
+
+recipes: $(VENV)/installed-dev
+	$(BIN)/python -m tests.bench.recipes demo $(DEMO)/recipes
+
+# The demo model: its base, then MCIP and Re-A on instances that are not in the demo collection.
+train: $(VENV)/installed-dev $(DEMO)/pictures/metadata.jsonl
+	$(BIN)/python -m indexer pretrain --out $(DEMO)/base
+	$(BIN)/python -m indexer demo $(DEMO)/train --count 24000 --seed 1 --fold train
+	$(BIN)/python -m indexer finetune mcip-re-a --out $(DEMO)/tuned --model local-dir:$(DEMO)/base \
+		--data $(DEMO)/train/metadata.jsonl --test $(DEMO)/pictures/metadata.jsonl \
+		--label-column instance --class-column kind --templates indexer/models/demo/templates.txt \
+		--config indexer/models/demo/tuning.toml --set half=true
 
 clean:
 	rm -rf $(VENV) $(DEMO)

@@ -12,11 +12,14 @@ from typing import Annotated
 
 import typer
 
+from indexer import captions
 from indexer.build import BuildReport
 from indexer.build import build as build_snapshot
-from indexer.demo import write_collection
+from indexer.demo import Fold, write_collection
 from indexer.encoder import EncoderName, load_encoder
 from indexer.errors import CorruptSnapshot, KindredError
+from indexer.evaluate import command as evaluation
+from indexer.finetune import command as finetuning
 from indexer.images import DecodePolicy
 from indexer.labels import PARENT
 from indexer.progress import ProgressStyle, reporter
@@ -45,7 +48,7 @@ def build(
     pretrained: Annotated[str | None, typer.Option(help="Its weights, instead of KINDRED_PRETRAINED.")] = None,
     index: Annotated[str, typer.Option(help="auto (exact), or a FAISS factory string.")] = "auto",
     labels: Annotated[
-        str | None, typer.Option(help="parent (folder names), or a .csv or .jsonl table with a column path.")
+        str | None, typer.Option(help="parent (folder names), or a .csv, .jsonl or .parquet table.")
     ] = None,
     max_skip: Annotated[int | None, typer.Option(min=0, help="Exit with 3 if more files are skipped.")] = None,
     progress: Annotated[ProgressStyle, typer.Option(help="How to show progress.")] = ProgressStyle.AUTO,
@@ -133,33 +136,38 @@ def demo(
     directory: Annotated[Path, typer.Argument(help="Folder to draw into.")],
     count: Annotated[int, typer.Option(min=1, help="How many pictures.")] = 2_000,
     seed: Annotated[int, typer.Option(min=0, help="Another seed draws other pictures.")] = 0,
+    fold: Annotated[Fold, typer.Option(help="Things to train on, or other things to test with.")] = Fold.TEST,
 ) -> None:
     """Draw the demo collection: captioned, labelled pictures, and the table metadata.jsonl that describes them."""
-    drawn = write_collection(directory, count=count, seed=seed)
+    drawn = write_collection(directory, count=count, seed=seed, fold=fold)
     print(f"Drew {drawn:,} pictures into {directory}." if drawn else f"{directory} holds these pictures already.")
 
 
 @app.command()
-def train(
+def pretrain(
     out: Annotated[Path, typer.Option(help="Folder for the model; must not exist.")],
     seed: Annotated[int, typer.Option(min=0)] = 0,
     pictures: Annotated[int, typer.Option(min=1, help="How many pictures to draw and train on.")] = 40_000,
     epochs: Annotated[int, typer.Option(min=1, help="How often each is seen.")] = 10,
-    photos: Annotated[Path | None, typer.Option(help="Photographs to find by crops of them, for the card.")] = None,
 ) -> None:
-    """Train the demo model on drawn pictures, measure it, and write its model card."""
-    from indexer.finetune.card import write_card  # noqa: PLC0415 - torch takes seconds to import
-    from indexer.finetune.evaluate import evaluate  # noqa: PLC0415
-    from indexer.finetune.train import TrainConfig  # noqa: PLC0415
-    from indexer.finetune.train import train as train_model  # noqa: PLC0415
+    """Train the base of the demo model on drawn pictures."""
+    from indexer.finetune.pretrain import PretrainConfig  # noqa: PLC0415 - torch takes seconds to import
+    from indexer.finetune.pretrain import pretrain as train  # noqa: PLC0415
 
     if out.exists():
         # Snapshots name models by their folder: one that changed under its name would be refused.
         raise typer.BadParameter(f"{out} exists already; a model is never overwritten.", param_hint="--out")
     logging.basicConfig(format="%(message)s")
     logging.getLogger("indexer").setLevel(logging.INFO)
-    trained = train_model(TrainConfig(seed=seed, pictures=pictures, epochs=epochs), out)
-    write_card(out, trained, evaluate(out, photos))
+    done = train(PretrainConfig(seed=seed, pictures=pictures, epochs=epochs), out)
+    print(
+        f"{done.steps:,} steps, loss {done.first_loss:.2f} to {done.loss:.2f}, {done.cpu_seconds:,.0f} s of CPU time."
+    )
+
+
+app.command()(finetuning.finetune)
+app.command()(captions.caption)
+app.command()(evaluation.evaluate)
 
 
 def main() -> None:

@@ -3,15 +3,16 @@
 import hashlib
 import itertools
 import os
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import numpy as np
 from numpy.typing import NDArray
 
+from indexer.ahead import BATCH_SIZE, ahead
 from indexer.catalog import ImageRecord
 from indexer.encoder import Encoder, Pixels
 from indexer.errors import BuildError, ImageError, Reason, SnapshotError
@@ -22,8 +23,6 @@ from indexer.progress import Reporter
 from indexer.snapshot import BuildOptions, Manifest, Snapshot
 from indexer.store import SnapshotStore
 from indexer.writer import SnapshotWriter
-
-BATCH_SIZE = 64
 
 
 @dataclass(frozen=True)
@@ -145,8 +144,8 @@ def _write_pictures(
     rows: dict[str, int] = {}
     encoded = done = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        ahead = _ahead(pool, prepare, files)
-        while batch := list(itertools.islice(ahead, BATCH_SIZE)):
+        prepared_files = ahead(pool, prepare, files)
+        while batch := list(itertools.islice(prepared_files, BATCH_SIZE)):
             pictures = []
             for file, prepared in batch:
                 try:
@@ -157,18 +156,6 @@ def _write_pictures(
             done += len(batch)
             progress.update("encode", done, len(files))
     return encoded
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, prepare: Callable[[ImageFile], _Picture], files: Iterable[ImageFile]
-) -> Iterator[tuple[ImageFile, Future[_Picture]]]:
-    """Prepare files in order, at most two batches ahead of their use, so that decoding and encoding overlap."""
-    pending: deque[tuple[ImageFile, Future[_Picture]]] = deque()
-    for file in files:
-        pending.append((file, pool.submit(prepare, file)))
-        if len(pending) > 2 * BATCH_SIZE:
-            yield pending.popleft()
-    yield from pending
 
 
 def _write_batch(

@@ -235,16 +235,16 @@ def collection(count: int = DEFAULT_COUNT, seed: int = 0, fold: Fold = Fold.TEST
         yield picture_of(thing, seed, number)
 
 
-def write_collection(directory: Path, *, count: int = DEFAULT_COUNT, seed: int = 0) -> int:
+def write_collection(directory: Path, *, count: int = DEFAULT_COUNT, seed: int = 0, fold: Fold = Fold.TEST) -> int:
     """Draw the collection into `directory`, metadata.jsonl last, and return how many pictures were drawn.
 
     Returns 0, having done nothing, where that very collection is complete already.
 
     Raises:
-        BuildError: the folder holds a demo collection of another count or seed.
+        BuildError: the folder holds a demo collection of another count, seed or fold.
     """
     header, metadata = directory / ".collection.json", directory / "metadata.jsonl"
-    wanted = json.dumps({"count": count, "seed": seed})
+    wanted = json.dumps({"count": count, "seed": seed, "fold": fold})
     directory.mkdir(parents=True, exist_ok=True)
     if header.exists() and header.read_text(encoding="utf-8") != wanted:
         raise BuildError(f"{directory} holds another demo collection; choose an empty folder.")
@@ -252,7 +252,7 @@ def write_collection(directory: Path, *, count: int = DEFAULT_COUNT, seed: int =
         return 0
     _write(header, wanted)
     lines = []
-    for thing, number in _plan(count, seed, Fold.TEST):
+    for thing, number in _plan(count, seed, fold):
         drawn = picture_of(thing, seed, number)
         path = f"{thing.kind}/{thing.name}-{number:02}.{_ENDINGS[drawn.format]}"
         (directory / thing.kind).mkdir(exist_ok=True)

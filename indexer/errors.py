@@ -9,6 +9,7 @@
     + CorruptSnapshot       a file is missing, changed, or disagrees with another
   x BuildError              a build cannot start or finish
     + BuildRunning          another build holds the lock of the snapshot folder
+  x TrainingError           a model cannot be trained: settings or data do not allow it
 """
 
 from enum import StrEnum
@@ -66,3 +67,7 @@ class BuildError(KindredError):
 
 class BuildRunning(BuildError):
     """Another build holds the lock of the snapshot folder."""
+
+
+class TrainingError(KindredError):
+    """A model cannot be trained: its settings or its data do not allow it."""

@@ -17,6 +17,8 @@ AUTO = "auto"
 _ADD_ROWS = 65_536
 # More training vectors than this change a quantiser little and cost memory.
 _TRAIN_ROWS = 262_144
+# k-means starts anew this often, and the best outcome counts: a single start may end far from it.
+_KMEANS_STARTS = 5
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,14 @@ class Neighbors:
 
     rows: NDArray[np.int64]
     scores: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """Outcome of k-means: unit `centroids`, shape (k, dim), and the nearest one's number of each row, shape (n,)."""
+
+    centroids: Embeddings
+    assignment: NDArray[np.int64]
 
 
 class VectorIndex:
@@ -97,6 +107,15 @@ class VectorIndex:
         found: NDArray[np.int64] = rows[0][rows[0] >= 0]
         return found
 
+    def search_many(self, vectors: Embeddings, k: int) -> NDArray[np.int64]:
+        """Return the rows of the min(k, len) nearest vectors to each of n, shape (n, min(k, len)), in FAISS's order.
+
+        Faster by far than one search after the other: FAISS multiplies whole blocks. For exact indexes: an approximate
+        one may find fewer, and puts -1 in place of a row.
+        """
+        rows: NDArray[np.int64] = self._index.search(np.ascontiguousarray(vectors), min(k, len(self)))[1]
+        return rows
+
 
 def resolve_factory(factory: str, dim: int) -> str:
     """Return the FAISS factory string that `factory` stands for: itself, or `auto`'s choice.
@@ -109,6 +128,32 @@ def resolve_factory(factory: str, dim: int) -> str:
     choice = "Flat" if factory == AUTO else factory
     _empty(dim, choice)
     return choice
+
+
+def kmeans(embeddings: Embeddings, k: int, seed: int) -> Clusters:
+    """Cluster unit rows, shape (n, dim), by spherical k-means (Dhillon & Modha, 2001) from k-means++ starts.
+
+    The same seed gives the same clusters on the same machine. Time grows with n times k.
+
+    Raises:
+        BuildError: there are fewer rows than clusters, or FAISS cannot cluster them.
+    """
+    if not 1 <= k <= len(embeddings):
+        raise BuildError(
+            f"{len(embeddings):,} pictures cannot make {k:,} clusters: give from 1 to as many as there are."
+        )
+    rows = np.ascontiguousarray(embeddings, np.float32)
+    # Every row is trained on, and FAISS does not warn of clusters that are smaller than a quantiser's should be.
+    options = {"min_points_per_centroid": 1, "max_points_per_centroid": len(rows), "nredo": _KMEANS_STARTS}
+    start = faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS
+    try:
+        clustering = faiss.Kmeans(rows.shape[1], k, spherical=True, seed=seed, init_method=start, **options)
+        clustering.train(rows)
+        _, nearest = clustering.index.search(rows, 1)
+    except (RuntimeError, MemoryError) as error:
+        detail = _last_line(error)
+        raise BuildError(f"FAISS cannot make {k:,} clusters of {len(rows):,} vectors: {detail}") from error
+    return Clusters(np.asarray(clustering.centroids), nearest[:, 0])
 
 
 def _empty(dim: int, factory: str) -> Any:

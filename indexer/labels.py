@@ -1,8 +1,8 @@
-"""Labels: what the user says of each picture, by folder name or from a table."""
+"""Labels: what the user says of each picture, by folder name or from a table. The one reader of tables."""
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,6 +20,25 @@ class Description:
     caption: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
 
+    def captions(self) -> tuple[str, ...]:
+        """Return every caption once: `caption`, then those of a column `captions`.
+
+        That column holds a list of texts, or, as in CSV, a text with one caption per line.
+
+        Raises:
+            BuildError: it holds something else.
+        """
+        given = self.metadata.get("captions")
+        if isinstance(given, str):
+            given = given.split("\n")
+        if not isinstance(given, list | None) or not all(isinstance(each, str) for each in given or []):
+            raise BuildError(
+                "The column 'captions' must hold a list of texts, or a text with one caption per line; "
+                f"it holds {str(given)[:80]!r}."
+            )
+        stripped = (each.strip() for each in given or [])
+        return tuple(dict.fromkeys(each for each in (self.caption, *stripped) if each))
+
 
 Describe = Callable[[str], Description]
 """From a picture's path to its description."""
@@ -29,7 +48,7 @@ def load_labels(labels: str | None, source: Path) -> Describe:
     """Return where descriptions come from.
 
     Args:
-        labels: `parent` (the name of the folder that a picture is in), a `.csv` or `.jsonl` table, or None.
+        labels: `parent` (the name of the folder that a picture is in), a `.csv`, `.jsonl` or `.parquet` table, or None.
         source: the collection; the paths of a table are relative to it, or absolute.
 
     Raises:
@@ -39,7 +58,7 @@ def load_labels(labels: str | None, source: Path) -> Describe:
         return lambda _: Description()
     if labels == PARENT:
         return lambda path: Description(label=PurePosixPath(path).parent.name or None)
-    table = _read_table(Path(labels), source)
+    table = dict(read_descriptions(Path(labels), source))
     if not any(_is_picture(source, path) for path in table):
         example = next(iter(table), "none")
         raise BuildError(
@@ -49,6 +68,64 @@ def load_labels(labels: str | None, source: Path) -> Describe:
     return lambda path: table.get(path, Description())
 
 
+def read_descriptions(table: Path, source: Path) -> Iterator[tuple[str, Description]]:
+    """Yield the picture that each row of a table names, relative to `source` where it lies in it, and what it says.
+
+    Raises:
+        BuildError: the table cannot be read, or a row names no picture.
+    """
+    for number, row in read_rows(table):
+        path, description = describe(row)
+        if path is None:
+            raise BuildError(f"{table}, row {number} has no column 'path' (or 'file'); it has: {', '.join(row)}.")
+        if Path(path).is_absolute() and Path(path).is_relative_to(source):
+            path = Path(path).relative_to(source).as_posix()
+        yield str(PurePosixPath(path)), description
+
+
+def describe(row: dict[str, Any]) -> tuple[str | None, Description]:
+    """Split one row of a table into path and description; `file` and `text` are other names that tables use."""
+    rest = dict(row)
+    path = rest.pop("path", None) or rest.pop("file", None)
+    label = rest.pop("label", None)
+    caption = rest.pop("caption", None) or rest.pop("text", None)
+    return path if isinstance(path, str) else None, Description(_text(label), _text(caption), rest)
+
+
+def read_rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the rows of a table with their numbers, from 1: cells by column, without those that are missing.
+
+    Raises:
+        BuildError: the table cannot be read.
+    """
+    if table.suffix not in _READERS:
+        raise BuildError(f"Labels come from 'parent' or a table ending in .csv, .jsonl or .parquet, not from {table}.")
+    try:
+        yield from _READERS[table.suffix](table)
+    except OSError as error:
+        raise BuildError(f"The table {table} cannot be read: {error.strerror or error}.") from error
+    except UnicodeDecodeError as error:
+        raise BuildError(f"The table {table} is not UTF-8: {error}.") from error
+    except csv.Error as error:
+        raise BuildError(f"The table {table} is no CSV: {error}.") from error
+
+
+def parse_object(text: str | bytes, where: str) -> dict[str, Any]:
+    """Return the object that a JSON text holds.
+
+    Raises:
+        BuildError: it holds none, or a value that no answer of the service can hold; the sentence starts with `where`.
+    """
+    try:
+        row = json.loads(text)
+        _check_json(row)
+    except (ValueError, RecursionError) as error:
+        raise BuildError(f"{where} is no JSON: {error}.") from error
+    if not isinstance(row, dict):
+        raise BuildError(f"{where} is no JSON object.")
+    return row
+
+
 def _is_picture(source: Path, path: str) -> bool:
     try:
         return not Path(path).is_absolute() and (source / path).is_file()
@@ -56,53 +133,63 @@ def _is_picture(source: Path, path: str) -> bool:
         return False
 
 
-def _read_table(path: Path, source: Path) -> dict[str, Description]:
-    readers = {".csv": _csv_rows, ".jsonl": _jsonl_rows}
-    if path.suffix not in readers:
-        raise BuildError(f"Labels come from 'parent' or a table ending in .csv or .jsonl, not from {path}.")
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return dict(_described(row, source, f"{path}, row {number}") for number, row in readers[path.suffix](file))
-    except OSError as error:
-        raise BuildError(f"The labels {path} cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise BuildError(f"The labels {path} are not UTF-8: {error}.") from error
-    except csv.Error as error:
-        raise BuildError(f"The labels {path} are no CSV: {error}.") from error
+def _lines(table: Path) -> Iterator[str]:
+    with table.open(encoding="utf-8-sig", newline="") as file:
+        yield from file
 
 
-def _csv_rows(file: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, row in enumerate(csv.DictReader(file), start=1):
+def _csv_rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, row in enumerate(csv.DictReader(_lines(table)), start=1):
         # Columns beyond the header come under the key None; a short row's columns have the value None.
         yield number, {key: value for key, value in row.items() if key is not None and value not in {None, ""}}
 
 
-def _jsonl_rows(file: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(file, start=1):
+def _jsonl_rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(_lines(table), start=1):
+        if line.strip():
+            yield number, parse_object(line, f"Row {number} of {table}")
+
+
+def _parquet_rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        from pyarrow import ArrowException, parquet  # noqa: PLC0415 - an extra that few installations have
+    except ModuleNotFoundError as error:
+        raise BuildError(f"Reading {table} needs pyarrow: pip install kindred[train].") from error
+    with table.open("rb") as file:
         try:
-            row = json.loads(line) if line.strip() else None
-            # What Python's JSON takes and no answer of the service can hold: NaN, infinity, halves of surrogate pairs.
-            json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
-        except (ValueError, RecursionError) as error:
-            raise BuildError(f"Row {number} of the labels is no JSON: {error}.") from error
-        if isinstance(row, dict):
-            yield number, row
-        elif row is not None:
-            raise BuildError(f"Row {number} of the labels is no JSON object.")
+            rows = (row for batch in parquet.ParquetFile(file).iter_batches() for row in batch.to_pylist())
+            for number, row in enumerate(rows, start=1):
+                yield number, _plain(row, f"Row {number} of {table}")
+        except (ArrowException, OSError) as error:
+            # Of some damage pyarrow speaks as an OSError.
+            raise BuildError(f"The table {table} is no Parquet: {str(error).strip()}.") from error
 
 
-def _described(row: dict[str, Any], source: Path, where: str) -> tuple[str, Description]:
-    """Split one row of a table into path and description; `file` and `text` are other names that tables use."""
-    rest = dict(row)
-    path = rest.pop("path", None) or rest.pop("file", None)
-    if not isinstance(path, str):
-        raise BuildError(f"{where} has no column 'path' (or 'file'); it has: {', '.join(row)}.")
-    if Path(path).is_absolute() and Path(path).is_relative_to(source):
-        path = Path(path).relative_to(source).as_posix()
-    label = rest.pop("label", None)
-    caption = rest.pop("caption", None) or rest.pop("text", None)
-    return str(PurePosixPath(path)), Description(_text(label), _text(caption), rest)
+def _plain(row: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return a row as JSON could have held it: without missing cells, and with times and decimals as text."""
+    plain = {key: value if isinstance(value, _JSON) else str(value) for key, value in row.items() if value is not None}
+    try:
+        _check_json(plain)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BuildError(f"{where} holds what JSON cannot: {error}.") from error
+    return plain
+
+
+def _check_json(value: Any) -> None:
+    # What Python's JSON takes and no answer of the service can hold: NaN, infinity, halves of surrogate pairs.
+    json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
 
 
 def _text(value: Any) -> str | None:
     return None if value is None or value == "" else str(value)
+
+
+# Bytes are no text: left as they are, they are refused rather than written out as b'...'.
+_JSON = (str, int, float, list, dict, bytes)
+_READERS: dict[str, Callable[[Path], Iterator[tuple[int, dict[str, Any]]]]] = {
+    ".csv": _csv_rows,
+    ".jsonl": _jsonl_rows,
+    ".parquet": _parquet_rows,
+}
+TABLES = tuple(_READERS)
+"""The endings of tables."""

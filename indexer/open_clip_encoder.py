@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -20,6 +20,48 @@ _IMAGE_PREFIX = "visual."
 # A transform that resizes the shorter side would blow a picture of 1 x 65,535 pixels up to gigabytes before it cuts
 # the centre out. Cutting to this aspect first leaves that centre as it was.
 _MAX_ASPECT = 16
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """An open_clip model as its name says: on the CPU, in single precision; `config` says how to make another."""
+
+    name: EncoderName
+    model: Any
+    tokenizer: Any
+    config: dict[str, Any]
+
+    @property
+    def preprocess(self) -> dict[str, Any]:
+        """What is done to a picture, in the words of open_clip's `preprocess_cfg`."""
+        return asdict(_preprocess_cfg(self.model))
+
+    def spec(self) -> EncoderSpec:
+        """Return the identity of the model as its weights are now."""
+        return _spec(self.name, self.config, self.model, self.tokenizer)
+
+
+def load_model(name: EncoderName) -> LoadedModel:
+    """Load a model for training.
+
+    Raises:
+        EncoderError: there is no such model, or its weights do not fit it.
+    """
+    source = _source(name.model)
+    checkpoint = name.pretrained if name.pretrained and Path(name.pretrained).is_file() else None
+    try:
+        if checkpoint is None:
+            model = open_clip.create_model(source, name.pretrained, require_pretrained=True)
+        else:
+            # Loaded by us: open_clip would bend a checkpoint of another architecture until it fits.
+            model = open_clip.create_model(source, pretrained_text=False)
+            _load_checkpoint(model, checkpoint, name)
+        return LoadedModel(name, model, open_clip.get_tokenizer(source), open_clip.get_model_config(source))
+    except EncoderError:
+        raise
+    except Exception as error:
+        # open_clip and the hub client raise what their many loaders raise; each means that the name is of no use.
+        raise EncoderError(f"The model {name} cannot be loaded: {error}") from error
 
 
 class OpenClipEncoder:
@@ -40,27 +82,12 @@ class OpenClipEncoder:
             torch.set_num_threads(threads)
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        source = _source(name.model)
-        checkpoint = name.pretrained if name.pretrained and Path(name.pretrained).is_file() else None
-        try:
-            if checkpoint is None:
-                model = open_clip.create_model(source, name.pretrained, require_pretrained=True)
-            else:
-                # Loaded by us: open_clip would bend a checkpoint of another architecture until it fits.
-                model = open_clip.create_model(source, pretrained_text=False)
-                _load_checkpoint(model, checkpoint, name)
-            tokenizer = open_clip.get_tokenizer(source)
-            config = open_clip.get_model_config(source)
-        except EncoderError:
-            raise
-        except Exception as error:
-            # open_clip and the hub client raise what their many loaders raise; each means that the name is of no use.
-            raise EncoderError(f"The model {name} cannot be loaded: {error}") from error
-        return cls(_spec(name, config, model, tokenizer), model, tokenizer, device)
+        loaded = load_model(name)
+        return cls(loaded.spec(), loaded.model, loaded.tokenizer, device)
 
     def preprocess(self, image: Image) -> Pixels:
         """Apply the model's own evaluation transform to an RGB picture."""
-        pixels: Pixels = self._transform(_limit_aspect(image)).numpy()
+        pixels: Pixels = self._transform(limit_aspect(image)).numpy()
         return pixels
 
     def encode_images(self, pixels: Sequence[Pixels]) -> Embeddings:
@@ -137,7 +164,7 @@ def _digest(facts: list[Any], parameters: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def _limit_aspect(image: Image) -> Image:
+def limit_aspect(image: Image) -> Image:
     """Cut the centre out of a picture that is more than `_MAX_ASPECT` times as long as it is wide."""
     width, height = image.size
     side = min(width, height) * _MAX_ASPECT

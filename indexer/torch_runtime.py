@@ -39,5 +39,6 @@ def _import_torchvision() -> None:
 _import_torchvision()
 
 import open_clip  # noqa: E402 - imports torchvision, so it comes after
+from torchvision.transforms import v2 as transforms  # noqa: E402
 
-__all__ = ["open_clip", "torch"]
+__all__ = ["open_clip", "torch", "transforms"]

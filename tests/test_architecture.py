@@ -14,11 +14,12 @@ MODULES = {
 
 # Each module may import its own row's and the rows' above.
 LEVELS = (
-    ("indexer.settings", "indexer.errors", "indexer.torch_runtime"),
+    ("indexer.settings", "indexer.errors", "indexer.torch_runtime", "indexer.ahead"),
     ("indexer.images", "indexer.encoder", "indexer.catalog", "indexer.vote", "indexer.labels", "indexer.progress"),
     ("indexer.index", "indexer.open_clip_encoder"),
-    ("indexer.snapshot",),
-    ("indexer.store",),
+    ("indexer.snapshot", "indexer.shards", "indexer.clusters"),
+    ("indexer.store", "indexer.samples"),
+    ("indexer.captions",),
 )
 READ_SIDE = {
     "indexer.settings",
@@ -40,6 +41,10 @@ DOORS = {
     "open_clip": {"indexer.torch_runtime"},
     "filelock": {"indexer.store"},
     "rich": {"indexer.progress"},
+    "pyarrow": {"indexer.labels"},
+    "tarfile": {"indexer.shards"},
+    "matplotlib": {"indexer.evaluate.plots"},
+    "jinja2": {"indexer.evaluate.page"},
     "pydantic_settings": {"indexer.settings"},
     "prometheus_client": {"service.telemetry"},
     "uvicorn": {"service.__main__"},
@@ -73,6 +78,15 @@ def test_the_indexer_knows_nothing_of_the_service_or_of_http(name: str) -> None:
 def test_the_service_imports_the_read_side_only(name: str) -> None:
     if name.startswith("service"):
         assert {each for each in imports(name) if each.startswith("indexer")} <= READ_SIDE
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_evaluation_knows_nothing_of_training_nor_a_build_of_either(name: str) -> None:
+    ours = {each for each in imports(name) if each.startswith("indexer.")}
+    if name.startswith("indexer.evaluate"):
+        assert not {each for each in ours if each.startswith("indexer.finetune")}
+    if name in {"indexer.build", "indexer.writer", "indexer.samples", "indexer.captions", "indexer.clusters"}:
+        assert not {each for each in ours if each.startswith(("indexer.finetune", "indexer.evaluate"))}
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -114,6 +128,9 @@ def test_the_service_starts_without_loading_torch() -> None:
 @pytest.mark.parametrize("name", MODULES)
 def test_no_module_unpickles(name: str) -> None:
     tree = ast.parse(MODULES[name].read_text())
-    called = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
-    assert not called & {"torch.load", "pickle.load", "pickle.loads", "eval", "exec"}
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    assert not {ast.unparse(node.func) for node in calls} & {"pickle.load", "pickle.loads", "eval", "exec"}
+    for node in calls:
+        if ast.unparse(node.func) == "torch.load":
+            assert "weights_only=True" in map(ast.unparse, node.keywords)
     assert not imports(name) & {"pickle", "marshal", "shelve"}

@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,9 +13,13 @@ from PIL import Image
 
 from indexer import demo
 from indexer.encoder import DEMO, DEMO_FOLDER, DEMO_NOTICE, Encoder, EncoderName, load_encoder
+from indexer.evaluate.evaluation import evaluate
+from indexer.evaluate.prompts import read_templates
+from indexer.evaluate.task import EvaluateOptions
+from indexer.samples import load_samples
 from service.app import create_app
 from service.settings import ServiceSettings
-from tests.conftest import build_snapshot
+from tests.conftest import POLICY, build_snapshot
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +65,38 @@ def test_the_index_says_that_the_model_knows_only_drawn_things(demo_client: Test
 
 def test_the_bundled_model_is_small_safetensors_with_a_card(demo_encoder: Encoder) -> None:
     sizes = {path.name: path.stat().st_size for path in DEMO_FOLDER.iterdir()}
-    assert sizes.keys() == {"open_clip_config.json", "open_clip_model.safetensors", "README.md"}
+    how = {"README.md", "templates.txt", "tuning.toml"}
+    assert sizes.keys() == {"open_clip_config.json", "open_clip_model.safetensors", *how}
     assert sum(sizes.values()) <= 20_000_000
     assert json.loads((DEMO_FOLDER / "open_clip_config.json").read_text()).keys() == {"model_cfg", "preprocess_cfg"}
     card = (DEMO_FOLDER / "README.md").read_text()
-    assert "python -m indexer train" in card
+    assert "python -m indexer finetune mcip-re-a" in card
     assert "nothing of the real world" in card
     local = load_encoder(EncoderName(model=f"local-dir:{DEMO_FOLDER}"), device="cpu", threads=1)
     assert (local.spec.image, local.spec.text) == (demo_encoder.spec.image, demo_encoder.spec.text)
+
+
+def test_the_card_states_what_the_bundled_weights_are_worth(tmp_path: Path, demo_encoder: Encoder) -> None:
+    demo.write_collection(tmp_path)
+    options = EvaluateOptions(
+        label_column="kind",
+        instance_column="instance",
+        templates=read_templates(DEMO_FOLDER / "templates.txt"),
+        resamples=10,
+    )
+    figures = evaluate(demo_encoder, load_samples(tmp_path / "metadata.jsonl", None, POLICY), options).report.figures
+    section = (DEMO_FOLDER / "README.md").read_text().split("these very weights")[1]
+    stated = {name: float(value) for name, value in re.findall(r"^\| ([^|]+) \| ([\d.]+) \|$", section, re.MULTILINE)}
+    titles = {
+        "I2I mAP": "image_to_image_map",
+        "I2I R@1": "image_to_image_r1",
+        "k-NN": "knn_accuracy",
+        "Zero-shot": "zero_shot_accuracy",
+        "T2I R@5": "text_to_image_r5",
+    }
+    assert {title: stated[title] for title in titles} == pytest.approx(
+        {title: 100 * figures[name].value for title, name in titles.items()}, abs=0.3
+    )
 
 
 def test_photographs_are_found_by_crops_of_them_and_classified(

@@ -1,1 +1,1 @@
-"""Trains small CLIP models on drawn pictures, measures them, and exports them as folders that open_clip loads."""
+"""Training: the retrieval-optimised recipes for any open_clip model, and the base of the demo model."""

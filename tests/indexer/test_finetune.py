@@ -1,157 +1,290 @@
+"""Whole runs of each recipe on a small model: what they change, what they write, what they refuse."""
+
 import json
-import re
-from dataclasses import replace
+import math
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
-from PIL import Image
 
-from indexer.encoder import DEMO_FOLDER, EncoderName, load_encoder
-from indexer.finetune import evaluate as measure
-from indexer.finetune.card import write_card
-from indexer.finetune.evaluate import Crops, Figures, evaluate
-from indexer.finetune.export import export
-from indexer.finetune.train import TrainConfig, Trained, _batches, _Pictures, train
-from indexer.torch_runtime import open_clip, torch
+from indexer.encoder import Encoder, EncoderName, load_encoder
+from indexer.errors import BuildError, TrainingError
+from indexer.finetune.export import WEIGHTS
+from indexer.finetune.recipes import Recipe
+from indexer.samples import Samples, load_samples
+from indexer.torch_runtime import torch
+from tests import runs
+from tests.models import CONFIG, new_model, save_model
+from tests.pictures import POLICY
 
-MICRO = {
-    "embed_dim": 16,
-    "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "head_width": 16},
-    "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CHANGES = {  # image half, text half
+    Recipe.CLIP: (True, True),
+    Recipe.GPR_FT: (True, False),
+    Recipe.RE_A: (False, True),
+    Recipe.TWO_SFT: (True, True),
+    Recipe.MCIP: (True, False),
+    Recipe.MCIP_RE_A: (True, True),
 }
-CONFIG = TrainConfig(
-    seed=5,
-    pictures=48,
-    epochs=12,
-    batch=16,
-    seen_twice=4,
-    learning_rate=3e-3,
-    warmup=5,
-    by_colour=0,
-    by_kind=0,
-    model=MICRO,
+
+
+@pytest.fixture(scope="module")
+def tuned(samples: Samples, model: EncoderName, tmp_path_factory: pytest.TempPathFactory) -> dict[Recipe, Path]:
+    """Make a run of each recipe."""
+    folder = tmp_path_factory.mktemp("runs")
+    for recipe in Recipe:
+        runs.tune(runs.config(recipe), model, samples, folder / recipe)
+    return {recipe: folder / recipe for recipe in Recipe}
+
+
+@pytest.fixture(scope="module")
+def base() -> dict[str, np.ndarray[Any, Any]]:
+    """Return the weights that every run starts from."""
+    return {name: value.numpy() for name, value in new_model(0).state_dict().items()}
+
+
+def named(out: Path) -> EncoderName:
+    return EncoderName(model=f"local-dir:{out / 'model'}")
+
+
+def loaded(out: Path) -> Encoder:
+    return load_encoder(named(out), device="cpu", threads=1)
+
+
+@pytest.mark.parametrize("recipe", Recipe)
+def test_a_recipe_changes_all_of_what_it_trains_and_not_a_bit_of_the_rest(
+    tuned: dict[Recipe, Path], base: dict[str, np.ndarray[Any, Any]], encoder: Encoder, recipe: Recipe
+) -> None:
+    image, text = CHANGES[recipe]
+    equal = runs.same(runs.weights(tuned[recipe]), base)
+    visual = {name for name in base if name.startswith("visual.")}
+    assert equal == (set() if image else visual) | (set() if text else base.keys() - visual)
+    spec = loaded(tuned[recipe]).spec
+    assert (spec.image != encoder.spec.image, spec.text != encoder.spec.text) == (image, text)
+
+
+@pytest.mark.parametrize("recipe", Recipe)
+def test_embeddings_of_a_half_that_a_recipe_locks_are_the_same_bit_for_bit(
+    tuned: dict[Recipe, Path], encoder: Encoder, samples: Samples, recipe: Recipe
+) -> None:
+    image, text = CHANGES[recipe]
+    ours = loaded(tuned[recipe])
+    pixels = [encoder.preprocess(samples.image(i)) for i in range(0, 24, 5)]
+    again = [ours.preprocess(samples.image(i)) for i in range(0, 24, 5)]
+    assert np.array_equal(np.stack(again), np.stack(pixels))
+    texts = ["a red picture", "two green ships"]
+    assert np.array_equal(ours.encode_images(again), encoder.encode_images(pixels)) != image
+    assert np.array_equal(ours.encode_texts(texts), encoder.encode_texts(texts)) != text
+
+
+@pytest.mark.parametrize(("whole", "first"), [(Recipe.TWO_SFT, Recipe.GPR_FT), (Recipe.MCIP_RE_A, Recipe.MCIP)])
+def test_a_recipe_of_two_stages_is_one_after_the_other(
+    tuned: dict[Recipe, Path], samples: Samples, tmp_path: Path, whole: Recipe, first: Recipe
+) -> None:
+    runs.tune(runs.config(Recipe.RE_A), named(tuned[first]), samples, tmp_path / "second")
+    assert runs.weights(tuned[whole]).keys() == runs.same(runs.weights(tmp_path / "second"), runs.weights(tuned[whole]))
+    assert runs.losses(tuned[whole]) == runs.losses(tuned[first]) + runs.losses(tmp_path / "second")
+
+
+@pytest.mark.parametrize(
+    ("layers", "trained"),
+    [
+        (1, {"text_projection", "logit_scale"}),
+        (2, {"text_projection", "logit_scale", "ln_final", "transformer"}),
+        (3, {"text_projection", "logit_scale", "ln_final", "transformer", "token_embedding", "positional_embedding"}),
+    ],
 )
+def test_realignment_trains_as_many_layers_from_the_end_of_the_text_tower_as_asked(
+    samples: Samples,
+    model: EncoderName,
+    base: dict[str, np.ndarray[Any, Any]],
+    tmp_path: Path,
+    layers: int,
+    trained: set[str],
+) -> None:
+    runs.tune(runs.config(Recipe.RE_A, text_layers=layers), model, samples, tmp_path / "run")
+    changed = base.keys() - runs.same(runs.weights(tmp_path / "run"), base)
+    assert {name.split(".")[0] for name in changed} == trained
 
 
-@pytest.fixture(scope="module")
-def micro(tmp_path_factory: pytest.TempPathFactory) -> tuple[Trained, Path]:
-    out = tmp_path_factory.mktemp("micro") / "model"
-    return train(CONFIG, out), out
+@pytest.mark.parametrize("recipe", [Recipe.GPR_FT, Recipe.MCIP, Recipe.RE_A])
+def test_averaged_weights_leave_a_locked_half_as_it_is(
+    samples: Samples, model: EncoderName, base: dict[str, np.ndarray[Any, Any]], tmp_path: Path, recipe: Recipe
+) -> None:
+    runs.tune(runs.config(recipe, ema=0.7, wise=0.3), model, samples, tmp_path / "run")
+    image, _ = CHANGES[recipe]
+    visual = {name for name in base if name.startswith("visual.")}
+    assert runs.same(runs.weights(tmp_path / "run"), base) == (base.keys() - visual if image else visual)
 
 
-@pytest.fixture(scope="module")
-def shipped() -> Figures:
-    return evaluate(DEMO_FOLDER)
+@pytest.mark.parametrize("recipe", [Recipe.MCIP, Recipe.RE_A, Recipe.CLIP])
+def test_wise_ft_lies_between_the_base_and_the_tuned_model(
+    tuned: dict[Recipe, Path],
+    samples: Samples,
+    model: EncoderName,
+    base: dict[str, np.ndarray[Any, Any]],
+    tmp_path: Path,
+    recipe: Recipe,
+) -> None:
+    for part in (0.0, 0.3, 0.8):
+        runs.tune(runs.config(recipe, wise=part), model, samples, tmp_path / str(part))
+    ends = runs.weights(tuned[recipe])
+    for part in (0.3, 0.8):
+        found = runs.weights(tmp_path / str(part))
+        for name, value in base.items():
+            wanted = (1 - part) * value.astype(np.float64) + part * ends[name].astype(np.float64)
+            np.testing.assert_allclose(found[name], wanted, atol=1e-6)
+    assert runs.same(runs.weights(tmp_path / "0.0"), base) == base.keys()
 
 
-def test_the_loss_falls(micro: tuple[Trained, Path]) -> None:
-    trained, _ = micro
-    assert trained.steps == 36
-    assert trained.loss < 0.85 * trained.first_loss
+def test_with_wise_ft_the_text_tower_is_aligned_to_the_mixed_image_tower(
+    samples: Samples, model: EncoderName, tmp_path: Path
+) -> None:
+    runs.tune(runs.config(Recipe.TWO_SFT, wise=0.4), model, samples, tmp_path / "both")
+    mixed = runs.tune(runs.config(Recipe.GPR_FT, wise=0.4), model, samples, tmp_path / "first")
+    assert mixed is not None
+    runs.tune(runs.config(Recipe.RE_A, wise=0.4), mixed, samples, tmp_path / "then")
+    both = runs.weights(tmp_path / "both")
+    assert runs.same(both, runs.weights(tmp_path / "then")) == both.keys()
 
 
-def test_the_same_seed_trains_the_same_weights(micro: tuple[Trained, Path], tmp_path: Path) -> None:
-    train(CONFIG, tmp_path)
-    name = "open_clip_model.safetensors"
-    assert (tmp_path / name).read_bytes() == (micro[1] / name).read_bytes()
-
-
-def test_words_that_were_not_trained_are_zero(micro: tuple[Trained, Path]) -> None:
-    model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{micro[1]}")
-    table = model.token_embedding.weight
-    star, zebra = open_clip.SimpleTokenizer()(["star", "zebra"])[:, 1].tolist()
-    assert table[star].abs().sum() > 0
-    assert table[zebra].abs().sum() == 0
-
-
-def test_an_exported_model_gives_the_same_embeddings_when_open_clip_loads_it(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    model = open_clip.CLIP(**MICRO).eval()
-    export(model, MICRO, tmp_path)
-    pixels = np.random.default_rng(0).integers(0, 256, size=(32, 32, 3), dtype=np.uint8)
-    inputs = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 127.5 - 1
+@pytest.mark.parametrize("recipe", [Recipe.GPR_FT, Recipe.MCIP, Recipe.RE_A])
+def test_a_temperature_beyond_its_bound_is_changed_only_where_it_is_trained(
+    samples: Samples, tmp_path: Path, recipe: Recipe
+) -> None:
+    hot = new_model(0)
     with torch.no_grad():
-        image = model.encode_image(inputs, normalize=True).numpy()
-        text = model.encode_text(open_clip.SimpleTokenizer(context_length=24)(["a red star"]), normalize=True).numpy()
-    loaded = load_encoder(EncoderName(model=f"local-dir:{tmp_path}"), device="cpu", threads=1)
-    # Half precision has 11 bits.
-    found = loaded.encode_images([loaded.preprocess(Image.fromarray(pixels))])
-    np.testing.assert_allclose(found, image, atol=4e-3)
-    np.testing.assert_allclose(loaded.encode_texts(["a red star"]), text, atol=4e-3)
+        hot.logit_scale.fill_(4.8)
+    name = EncoderName(model=save_model(tmp_path / "hot", hot))
+    runs.tune(runs.config(recipe, schedule={"epochs": 1}), name, samples, tmp_path / "run")
+    found = float(runs.weights(tmp_path / "run")["logit_scale"])
+    assert found <= math.log(100) + 1e-6 if recipe is Recipe.RE_A else found == pytest.approx(4.8)
+    text = load_encoder(name, device="cpu", threads=1).spec.text
+    assert (loaded(tmp_path / "run").spec.text == text) == (recipe is not Recipe.RE_A)
 
 
-def test_an_epoch_has_every_picture_once_and_a_batch_no_pair_twice() -> None:
-    batches = epoch(by_colour=0.5)
-    assert sorted(np.concatenate(batches).tolist()) == list(range(40))
-    assert [len(set((batch % 10).tolist())) for batch in batches] == [5] * 8
+def test_an_image_tower_of_timm_can_be_tuned(samples: Samples, tmp_path: Path) -> None:
+    vision = {"timm_model_name": "test_vit", "timm_pool": "avg", "timm_proj": "linear", "image_size": 32}
+    config = {**CONFIG, "vision_cfg": vision}
+    name = EncoderName(model=save_model(tmp_path / "timm", new_model(0, config), config))
+    runs.tune(runs.config(Recipe.MCIP_RE_A), name, samples, tmp_path / "run")
+    found = [each["arc"] for each in runs.losses(tmp_path / "run") if each["stage"] == "captions"]
+    assert np.mean(found[-3:]) < np.mean(found[:3])
+    assert loaded(tmp_path / "run").spec.dim == 16
 
 
-def test_pictures_of_one_colour_or_kind_stand_together_as_often_as_asked() -> None:
-    assert {len(set((batch % 2).tolist())) for batch in epoch(by_colour=1.0)} == {1}
-    assert {len(set((batch % 2).tolist())) for batch in epoch(by_colour=0.0)} != {1}
-    assert {len(set((batch % 5).tolist())) for batch in epoch(by_colour=0.0, by_kind=1.0, batch=2)} == {1}
-
-
-def epoch(by_colour: float, by_kind: float = 0.0, batch: int = 5) -> list[npt.NDArray[np.int64]]:
-    """The batches of 40 pictures: of 10 pairs in turn, of colours 0 and 1 and kinds 0 to 4 in turn."""
-    numbers = np.arange(40)
-    pictures = _Pictures(np.zeros((40, 1, 1, 3), np.uint8), [()] * 40, numbers % 2, numbers % 5, pairs=10)
-    config = TrainConfig(pictures=40, epochs=1, batch=batch, by_colour=by_colour, by_kind=by_kind)
-    return list(_batches(pictures, config, np.random.default_rng(0)))
-
-
-def test_average_precision_counts_the_right_ones_before_each_right_one() -> None:
-    similarities = np.array([[0, 3, 2, 1], [3, 0, 2, 1], [1, 3, 0, 2], [3, 2, 1, 0]], np.float32)
-    np.fill_diagonal(similarities, -np.inf)
-    labels = np.array(["a", "b", "a", "b"])
-    # The only right one comes 2nd, 3rd, 3rd, 2nd.
-    assert measure._retrieval(similarities, labels) == pytest.approx(((1 / 2 + 1 / 3 + 1 / 3 + 1 / 2) / 4, 0.0))
-
-
-def test_nearer_neighbours_have_more_weight_in_the_vote() -> None:
-    similarities = np.array([[-np.inf, 0.9, 0.5, 0.5]] * 4, np.float32)
-    # exp(9) for "a" against 2 exp(5) for "b", each time; two of the four are "a".
-    assert measure._accuracy(similarities, np.array(["a", "a", "b", "b"])) == 0.5
-
-
-def test_a_crop_keeps_four_fifths_of_the_area() -> None:
-    image = Image.new("RGB", (200, 100))
-    image.putpixel((199, 99), (255, 0, 0))
-    crop = measure._crop(image, 1, 1)
-    assert crop.size == (179, 89)
-    assert crop.getpixel((178, 88)) == (255, 0, 0)
-
-
-def test_the_card_tells_the_command_and_the_figures(micro: tuple[Trained, Path], tmp_path: Path) -> None:
-    trained, out = micro
-    (tmp_path / "open_clip_model.safetensors").write_bytes((out / "open_clip_model.safetensors").read_bytes())
-    figures = Figures(0.987, 0.8, 0.912, 0.345, 0.567, Crops(photos=1650, asked=50, centred=49, anywhere=48))
-    write_card(tmp_path, replace(trained, cpu_seconds=1234.5), figures)
-    card = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert "python -m indexer train --out DIR --seed 5 --pictures 48 --epochs 12" in card
-    for figure in ("0.987", "0.912", "0.345", "0.567", "49 of 50", "48 of 50", "1,650", "1,234 s"):
-        assert figure in card
-
-
-def test_the_shipped_model_answers_the_fixed_queries(shipped: Figures) -> None:
-    assert shipped.precision >= 0.9
-
-
-def test_the_shipped_card_states_what_is_measured(shipped: Figures) -> None:
-    card = (DEMO_FOLDER / "README.md").read_text(encoding="utf-8")
-    stated = [float(figure) for figure in re.findall(r"\| (\d\.\d+) \|$", card, re.MULTILINE)]
-    measured = [
-        shipped.precision,
-        shipped.worst_precision,
-        shipped.accuracy,
-        shipped.instance_map,
-        shipped.instance_recall,
+def test_a_run_says_what_it_was(tuned: dict[Recipe, Path], encoder: Encoder) -> None:
+    out = tuned[Recipe.MCIP_RE_A]
+    assert not list(out.glob("checkpoint*"))
+    said = json.loads((out / "config.json").read_text())
+    assert said["config"] == runs.config(Recipe.MCIP_RE_A).model_dump(mode="json")
+    assert (said["base"]["image"], said["base"]["text"]) == (encoder.spec.image, encoder.spec.text)
+    assert said["data"]["samples"]["count"] == 24
+    assert said["versions"]["torch"] == torch.__version__
+    found = runs.losses(out)
+    assert [(each["stage"], each["step"]) for each in found] == [
+        (stage, step) for stage in ("captions", "realign") for step in range(9)
     ]
-    assert stated[-5:] == pytest.approx(measured, abs=0.01)
+    for each in found[:9]:
+        assert each["loss"] == pytest.approx(0.75 * each["arc"] + 0.25 * each["captions"])
+    plot = (out / "losses.svg").read_text()
+    assert plot.startswith("<svg ")
+    assert "captions: arc" in plot
 
 
-def test_the_shipped_weights_take_less_than_20_megabytes() -> None:
-    assert (DEMO_FOLDER / "open_clip_model.safetensors").stat().st_size < 20_000_000
-    assert set(json.loads((DEMO_FOLDER / "open_clip_config.json").read_text())) == {"model_cfg", "preprocess_cfg"}
+def test_the_same_seed_tunes_the_same_weights_and_another_others(
+    tuned: dict[Recipe, Path], samples: Samples, model: EncoderName, tmp_path: Path
+) -> None:
+    for seed in (0, 1):
+        runs.tune(runs.config(Recipe.CLIP, seed=seed), model, samples, tmp_path / str(seed))
+    wanted = (tuned[Recipe.CLIP] / "model" / WEIGHTS).read_bytes()
+    assert (tmp_path / "0" / "model" / WEIGHTS).read_bytes() == wanted
+    assert (tmp_path / "1" / "model" / WEIGHTS).read_bytes() != wanted
+
+
+def test_classes_take_turns_where_asked(samples: Samples, model: EncoderName, tmp_path: Path) -> None:
+    uneven = samples.relabelled(["rare"] * 3 + ["common"] * 21)
+    for balanced in (True, False):
+        runs.tune(runs.config(Recipe.GPR_FT, balanced=balanced), model, uneven, tmp_path / str(balanced))
+    even, plain = ([each["loss"] for each in runs.losses(tmp_path / name)] for name in ("True", "False"))
+    assert not set(even) & set(plain)
+
+
+def test_weights_may_be_exported_in_half_precision(
+    tuned: dict[Recipe, Path], samples: Samples, model: EncoderName, tmp_path: Path
+) -> None:
+    runs.tune(runs.config(Recipe.MCIP, half=True), model, samples, tmp_path / "half")
+    whole = runs.weights(tuned[Recipe.MCIP])
+    for name, value in runs.weights(tmp_path / "half").items():
+        assert value.tobytes() == whole[name].astype(np.float16).tobytes()
+    assert loaded(tmp_path / "half").encode_texts(["x"]).shape == (1, 16)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "lacks", "said"),
+    [
+        (Recipe.GPR_FT, "labels", "two classes or more; there are 0 in 24 pictures. Give labels (--labels"),
+        (Recipe.MCIP, "labels", "two classes or more; there are 0 in 24 pictures. Give labels (--labels"),
+        (Recipe.GPR_FT, "classes", "two classes or more; there are 1 in 24 pictures"),
+        (Recipe.MCIP, "captions", "needs captions, and no picture has one. Give a table"),
+        (Recipe.RE_A, "captions", "needs captions, and no picture has one. Give a table"),
+        (Recipe.CLIP, "captions", "python -m indexer caption"),
+    ],
+)
+def test_data_that_lack_what_a_recipe_needs_are_refused_with_advice(
+    samples: Samples, model: EncoderName, tmp_path: Path, recipe: Recipe, lacks: str, said: str
+) -> None:
+    poor = {
+        "labels": samples.relabelled([None] * 24),
+        "classes": samples.relabelled(["same"] * 24),
+        "captions": samples.recaptioned([()] * 24),
+    }[lacks]
+    with pytest.raises(TrainingError) as refused:
+        runs.tune(runs.config(recipe), model, poor, tmp_path / "run")
+    assert said in str(refused.value)
+
+
+def test_pictures_without_label_or_caption_cost_themselves(
+    samples: Samples, model: EncoderName, tmp_path: Path
+) -> None:
+    labels = [None if i % 5 == 0 else sample.label for i, sample in enumerate(samples)]
+    captions = [() if i % 3 == 0 else sample.captions for i, sample in enumerate(samples)]
+    some = samples.relabelled(labels).recaptioned(captions)
+    runs.tune(runs.config(Recipe.MCIP_RE_A, flatness=0.1), model, some, tmp_path / "run")
+    found = runs.losses(tmp_path / "run")
+    # 19 pictures have a label and 16 have a caption: two batches of 8 each.
+    assert [each["stage"] for each in found] == ["captions"] * 6 + ["realign"] * 6
+    assert np.isfinite([each["loss"] for each in found]).all()
+
+
+@pytest.mark.parametrize("recipe", [Recipe.CLIP, Recipe.MCIP_RE_A])
+def test_broken_pictures_cost_themselves(table: Path, model: EncoderName, tmp_path: Path, recipe: Recipe) -> None:
+    shutil.copytree(table.parent, tmp_path / "some")
+    (tmp_path / "some" / "red" / "3.png").write_bytes(b"no picture")
+    (tmp_path / "some" / "blue" / "7.png").write_bytes((table.parent / "blue" / "7.png").read_bytes()[:200])
+    (tmp_path / "some" / "green" / "0.png").unlink()
+    runs.tune(runs.config(recipe), model, load_samples(tmp_path / "some" / "table.jsonl", None, POLICY), tmp_path / "r")
+    found = runs.losses(tmp_path / "r")
+    assert len(found) == (9 if recipe is Recipe.CLIP else 9 + 6)  # Re-A has the embeddings of 21 pictures
+    assert np.isfinite([each["loss"] for each in found]).all()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "error", "said"),
+    [
+        (Recipe.GPR_FT, TrainingError, "None of the training pictures can be decoded"),
+        (Recipe.RE_A, BuildError, "None of 24 pictures can be used"),
+    ],
+)
+def test_where_every_picture_is_broken_the_run_says_so(
+    table: Path, model: EncoderName, tmp_path: Path, recipe: Recipe, error: type[Exception], said: str
+) -> None:
+    shutil.copytree(table.parent, tmp_path / "none")
+    for path in (tmp_path / "none").glob("*/*.png"):
+        path.write_bytes(b"no picture")
+    broken = load_samples(tmp_path / "none" / "table.jsonl", None, POLICY)
+    with pytest.raises(error, match=said):
+        runs.tune(runs.config(recipe), model, broken, tmp_path / "run")

@@ -38,6 +38,13 @@ def test_flat_finds_exactly_the_nearest_rows_in_order(vectors: Embeddings) -> No
         assert index.search(query, 25).tolist() == nearest(vectors, query, 25)
 
 
+def test_many_searches_at_once_find_what_one_by_one_find(vectors: Embeddings) -> None:
+    index = VectorIndex.build(vectors, "Flat")
+    queries = unit_vectors(50, 16, seed=1)
+    assert index.search_many(queries, 25).tolist() == [nearest(vectors, query, 25) for query in queries]
+    assert index.search_many(queries, 1_000).shape == (50, 600)
+
+
 def test_every_kind_of_index_is_built_over_all_rows(index: VectorIndex) -> None:
     assert (len(index), index.dim) == (600, 16)
 

@@ -1,12 +1,18 @@
 """Labels: from folder names and tables, and what is said of a table that is no good."""
 
 import json
+import sys
+from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from indexer.errors import BuildError
-from indexer.labels import Description, load_labels
+from indexer.labels import Description, load_labels, read_rows
 
 
 @pytest.fixture
@@ -114,6 +120,115 @@ def test_the_last_row_of_a_picture_counts(source: Path) -> None:
     assert describe(source, "t.csv", "path,label\ncats/tom.png,a\ncats/tom.png,b\n") == Description("b")
 
 
+# Captions
+
+
+@pytest.mark.parametrize(
+    ("metadata", "captions"),
+    [
+        ({}, ()),
+        ({"captions": None}, ()),
+        ({"captions": []}, ()),
+        ({"captions": ["a cat", "Tom"]}, ("a cat", "Tom")),
+        ({"captions": ["Tom", "a cat ", "Tom", " ", ""]}, ("Tom", "a cat")),
+        ({"captions": "a cat\nTom"}, ("a cat", "Tom")),
+        ({"captions": "a cat, Tom; really\r\n\n Tom \n"}, ("a cat, Tom; really", "Tom")),
+    ],
+)
+def test_captions_are_a_list_or_one_per_line(metadata: dict[str, Any], captions: tuple[str, ...]) -> None:
+    assert Description(metadata=metadata).captions() == captions
+
+
+def test_the_caption_comes_before_the_captions_and_counts_once() -> None:
+    description = Description(caption="a cat", metadata={"captions": ["Tom", "a cat"]})
+    assert description.captions() == ("a cat", "Tom")
+
+
+@pytest.mark.parametrize("captions", [7, True, {"en": "a cat"}, ["a cat", None], [["a cat"]]])
+def test_captions_that_are_no_texts_are_refused(captions: Any) -> None:
+    with pytest.raises(BuildError, match="The column 'captions' must hold a list of texts, or a text with one"):
+        Description(metadata={"captions": captions}).captions()
+
+
+def test_a_table_keeps_its_captions_as_metadata(source: Path) -> None:
+    found = describe(source, "t.jsonl", '{"path": "cats/tom.png", "captions": ["a cat", "Tom"]}')
+    assert found == Description(metadata={"captions": ["a cat", "Tom"]})
+    found = describe(source, "t.csv", 'path,captions\ncats/tom.png,"a cat\nTom"\n')
+    assert found == Description(metadata={"captions": "a cat\nTom"})
+    assert found.captions() == ("a cat", "Tom")
+
+
+# Parquet
+
+
+def parquet_table(source: Path, columns: dict[str, Any]) -> Path:
+    """Write a Parquet file beside the collection."""
+    parquet.write_table(pa.table(columns), source.parent / "t.parquet")
+    return source.parent / "t.parquet"
+
+
+def test_a_parquet_table_gives_label_captions_and_metadata(source: Path) -> None:
+    columns = {
+        "path": ["cats/tom.png", "dogs/rex.png"],
+        "label": pa.array([3, None], pa.int32()),
+        "caption": ["a cat", None],
+        "captions": [["Tom", "a cat"], []],
+        "year": [1940, None],
+        "box": [{"x": 1.5, "y": 2.5}, None],
+        "on": pa.array([True, False]).dictionary_encode(),
+    }
+    found = load_labels(str(parquet_table(source, columns)), source)
+    metadata = {"captions": ["Tom", "a cat"], "year": 1940, "box": {"x": 1.5, "y": 2.5}, "on": True}
+    assert found("cats/tom.png") == Description("3", "a cat", metadata)
+    assert found("cats/tom.png").captions() == ("a cat", "Tom")
+    assert found("dogs/rex.png") == Description(metadata={"captions": [], "on": False})
+
+
+def test_what_parquet_holds_and_json_does_not_becomes_text(source: Path) -> None:
+    columns = {"path": ["cats/tom.png"], "at": [datetime(2024, 1, 2, tzinfo=UTC)], "price": [Decimal("1.50")]}
+    found = load_labels(str(parquet_table(source, columns)), source)("cats/tom.png")
+    assert found.metadata == {"at": "2024-01-02 00:00:00+00:00", "price": "1.50"}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), b"\x89PNG", [b"\xff"]])
+def test_a_value_of_parquet_that_no_answer_can_hold_is_named(source: Path, value: Any) -> None:
+    table = parquet_table(source, {"path": ["cats/tom.png", "dogs/rex.png"], "x": [None, value]})
+    with pytest.raises(BuildError, match=r"^Row 2 of .*t\.parquet holds what JSON cannot: "):
+        load_labels(str(table), source)
+
+
+def test_a_long_parquet_table_is_read_row_by_row(source: Path) -> None:
+    paths = [f"{i}.png" for i in range(70_000)]
+    table = parquet_table(source, {"path": paths, "i": list(range(70_000))})
+    assert list(read_rows(table)) == [(i + 1, {"path": f"{i}.png", "i": i}) for i in range(70_000)]
+
+
+@pytest.mark.parametrize("data", [b"", b"PAR1", b"path,label\ncats/tom.png,cat\n", b"PAR1" + bytes(100) + b"PAR1"])
+def test_a_file_that_is_no_parquet_is_refused(source: Path, data: bytes) -> None:
+    assert "t.parquet is no Parquet: " in refusal(source, "t.parquet", data)
+
+
+def test_a_damaged_parquet_table_is_refused(source: Path) -> None:
+    table = parquet_table(source, {"path": [f"{i}.png" for i in range(1_000)]})
+    data = bytearray(table.read_bytes())
+    data[8:200] = bytes(192)
+    assert "t.parquet" in refusal(source, "t.parquet", bytes(data))
+
+
+def test_a_missing_parquet_table_is_refused(source: Path) -> None:
+    with pytest.raises(BuildError, match=r"cannot be read: .*No such file"):
+        load_labels(str(source / "missing.parquet"), source)
+
+
+def test_without_pyarrow_a_parquet_table_is_refused_with_what_to_install(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = parquet_table(source, {"path": ["cats/tom.png"]})
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(BuildError, match=r"t\.parquet needs pyarrow: pip install kindred\[train\]\.$"):
+        load_labels(str(table), source)
+
+
 # Tables that are no good
 
 
@@ -131,7 +246,8 @@ def refusal(source: Path, name: str, table: str | bytes) -> str:
 )
 def test_a_bad_line_of_json_is_named(source: Path, line: str) -> None:
     good = '{"path": "cats/tom.png"}'
-    assert refusal(source, "t.jsonl", f"{good}\n\n{line}\n{good}\n").startswith("Row 3 of the labels is no JSON: ")
+    sentence = refusal(source, "t.jsonl", f"{good}\n\n{line}\n{good}\n")
+    assert sentence.startswith(f"Row 3 of {source.parent / 't.jsonl'} is no JSON: ")
 
 
 @pytest.mark.parametrize("line", ["[1, 2]", '"cats/tom.png"', "7", "true"])
@@ -183,7 +299,8 @@ def test_an_empty_table_names_no_picture(source: Path, name: str, table: str) ->
 
 @pytest.mark.parametrize("name", ["t.txt", "t", "t.xlsx", "t.tsv", "parents"])
 def test_a_table_of_another_ending_is_refused(source: Path, name: str) -> None:
-    assert refusal(source, name, "path,label\n").startswith("Labels come from 'parent' or a table ending in .csv or")
+    sentence = refusal(source, name, "path,label\n")
+    assert sentence.startswith("Labels come from 'parent' or a table ending in .csv, .jsonl or .parquet, not from ")
 
 
 @pytest.mark.parametrize(
@@ -195,7 +312,7 @@ def test_a_table_of_another_ending_is_refused(source: Path, name: str) -> None:
     ],
 )
 def test_a_table_that_is_no_utf_8_is_refused(source: Path, name: str, table: bytes) -> None:
-    assert "are not UTF-8: " in refusal(source, name, table)
+    assert "is not UTF-8: " in refusal(source, name, table)
 
 
 def test_a_table_with_a_quote_that_never_closes_is_refused(source: Path) -> None:

@@ -1,4 +1,4 @@
-"""Plain InfoNCE training of the demo model, from drawing its pictures to the folder that open_clip loads.
+"""Training of the base of the demo model, from drawing its pictures to the folder that open_clip loads.
 
 Every caption must find its picture among those of the batch and every picture its caption: CLIP's loss, taken from
 open_clip. The same loss between two crops of each picture makes the embedding stand cropping.
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from indexer import demo
-from indexer.finetune.export import MODEL, export
+from indexer.finetune.export import export
 from indexer.torch_runtime import open_clip, torch
 
 _LOG = logging.getLogger(__name__)
@@ -27,9 +27,20 @@ _MARGIN = 1.25
 
 _LARGEST_SCALE = math.log(100)
 
+# Most of its parameters are the table of the 49,408 tokens of CLIP's tokenizer, which comes with open_clip and so needs
+# no download.
+MODEL: dict[str, Any] = {
+    "embed_dim": 128,
+    "vision_cfg": {"image_size": 64, "layers": [1, 2, 2, 1], "width": 16, "head_width": 16},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 128, "heads": 4, "layers": 2},
+}
+
+# Squashed rather than cropped: what stands at the border is part of the picture.
+PREPROCESS: dict[str, Any] = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
+
 
 @dataclass(frozen=True)
-class TrainConfig:
+class PretrainConfig:
     """All that the weights depend on.
 
     `seen_twice` pictures of each batch are cropped twice for the second loss, whose part is `views_weight` and whose
@@ -59,10 +70,10 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
-class Trained:
+class Pretrained:
     """What a run came to: `loss` is the mean of the last tenth of all steps, `first_loss` that of the first tenth."""
 
-    config: TrainConfig
+    config: PretrainConfig
     steps: int
     first_loss: float
     loss: float
@@ -84,7 +95,7 @@ class _Pictures:
     pairs: int
 
 
-def train(config: TrainConfig, out: Path) -> Trained:
+def pretrain(config: PretrainConfig, out: Path) -> Pretrained:
     """Draw a training set, train a model on it, and export that to the folder `out`."""
     # One thread sums in one order: the same seed gives the same weights.
     torch.set_num_threads(1)
@@ -94,9 +105,9 @@ def train(config: TrainConfig, out: Path) -> Trained:
     pictures = _draw(config, round(config.image_size * _MARGIN))
     _LOG.info("drew %d pictures in %.0f s of CPU time", config.pictures, time.process_time() - started)
     losses = _fit(model, pictures, config)
-    export(model, config.model, out)
+    export(model, config.model, PREPROCESS, out, half=True)
     tenth = math.ceil(len(losses) / 10)
-    return Trained(
+    return Pretrained(
         config=config,
         steps=len(losses),
         first_loss=float(np.mean(losses[:tenth])),
@@ -106,7 +117,7 @@ def train(config: TrainConfig, out: Path) -> Trained:
     )
 
 
-def _fit(model: Any, pictures: _Pictures, config: TrainConfig) -> list[float]:
+def _fit(model: Any, pictures: _Pictures, config: PretrainConfig) -> list[float]:
     """Train the model in place and return the loss of every step."""
     rng = np.random.default_rng(config.seed)
     steps = config.epochs * math.ceil(config.pictures / config.batch)
@@ -135,7 +146,7 @@ def _fit(model: Any, pictures: _Pictures, config: TrainConfig) -> list[float]:
     return losses
 
 
-def _draw(config: TrainConfig, side: int) -> _Pictures:
+def _draw(config: PretrainConfig, side: int) -> _Pictures:
     """Draw the training set: pictures of the fold "train", squashed to squares."""
     frames = np.empty((config.pictures, side, side, 3), np.uint8)
     colours, kinds = np.empty((2, config.pictures), np.int64)
@@ -148,7 +159,7 @@ def _draw(config: TrainConfig, side: int) -> _Pictures:
     return _Pictures(frames, captions, colours, kinds, len(demo.pairs(config.pictures, config.seed)))
 
 
-def _batches(pictures: _Pictures, config: TrainConfig, rng: np.random.Generator) -> Iterator[npt.NDArray[np.int64]]:
+def _batches(pictures: _Pictures, config: PretrainConfig, rng: np.random.Generator) -> Iterator[npt.NDArray[np.int64]]:
     """Yield the pictures of each batch, epoch by epoch, in random order.
 
     A collection has its pairs in turn. Kept in turns, a batch hardly ever has a pair twice, and a caption is seldom
@@ -171,7 +182,7 @@ def _batches(pictures: _Pictures, config: TrainConfig, rng: np.random.Generator)
         yield from np.split(np.concatenate(order), range(config.batch, config.pictures, config.batch))
 
 
-def _loss(model: Any, frames: npt.NDArray[np.uint8], tokens: torch.Tensor, config: TrainConfig) -> torch.Tensor:
+def _loss(model: Any, frames: npt.NDArray[np.uint8], tokens: torch.Tensor, config: PretrainConfig) -> torch.Tensor:
     """Return the loss of a batch: `frames` (B, side, side, 3), `tokens` (B, context)."""
     contrast = open_clip.ClipLoss()
     images = torch.from_numpy(frames).permute(0, 3, 1, 2)
@@ -199,7 +210,7 @@ def _view(images: torch.Tensor, size: int, least_area: float) -> torch.Tensor:
     return (crops * contrast + brightness).clamp(-1, 1)
 
 
-def _optimizer(model: torch.nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+def _optimizer(model: torch.nn.Module, config: PretrainConfig) -> torch.optim.Optimizer:
     matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]

@@ -1,0 +1,1 @@
+"""Programmes run by hand: what they measure is recorded in the READMEs."""
