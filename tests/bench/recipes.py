@@ -87,7 +87,6 @@ class Bench:
         models = {
             "MCIP": self.row("mcip", seed, Recipe.MCIP),
             "with the extra term": self.row("flatness", seed, Recipe.MCIP, None, "flatness=0.1"),
-            "all captions": self.row("all-captions", seed, Recipe.MCIP, None, "most_captions=40"),
             "pseudo-captions": mined.row("pseudo-captions", seed, Recipe.MCIP, None, "most_captions=40"),
         }
         return {name: self.measure(f"{name}-{seed}", model) for name, model in models.items()}

@@ -51,9 +51,17 @@ def test_wrong_usage_ends_with_2(source: Path) -> None:
 
 
 def test_a_model_is_never_overwritten(tmp_path: Path) -> None:
-    result = run("train", "--out", tmp_path)
+    result = run("pretrain", "--out", tmp_path)
     assert result.exit_code == 2
     assert "exists already" in result.output
+
+
+def test_the_demo_collection_has_other_things_to_train_on(tmp_path: Path) -> None:
+    assert run("demo", tmp_path / "test", "--count", 20).exit_code == 0
+    assert run("demo", tmp_path / "train", "--count", 20, "--fold", "train").exit_code == 0
+    ours, theirs = ({path.read_bytes() for path in (tmp_path / fold).rglob("*.*g")} for fold in ("test", "train"))
+    assert len(ours) >= 15
+    assert ours.isdisjoint(theirs)
 
 
 def test_a_failure_is_one_line_and_ends_with_1(tmp_path: Path) -> None:
