@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from indexer.captions import Percentile, mine_corpus
+from indexer.clusters import cluster_labels
 from indexer.demo import Fold, write_collection
 from indexer.encoder import DEMO_FOLDER, EncoderName, load_encoder
 from indexer.evaluate.compare import Comparison, compare
@@ -82,12 +83,18 @@ class Bench:
         return {name: self.measure(f"{name}-{seed}", model) for name, model in models.items()}
 
     def variants(self, seed: int) -> dict[str, Evaluation]:
-        """Return MCIP and what is left open in it, of one seed: the extra term, and where captions come from."""
-        mined = replace(self, train=self.train.recaptioned(self._mined()))
+        """Return MCIP of one seed, and what else it may be: with the extra term, with less that the user must give."""
+        encoder = load_encoder(self.base, device="cpu", threads=1)
+        images = encode_samples(self.train, encoder).embeddings
+        corpus = list(dict.fromkeys(text for sample in self.train for text in sample.captions))
+        found = mine_corpus(images, corpus, encoder, Percentile(80))
+        mined = replace(self, train=self.train.recaptioned([[match.caption for match in each] for each in found]))
+        clustered = replace(self, train=self.train.relabelled(cluster_labels(images, seed)))
         models = {
             "MCIP": self.row("mcip", seed, Recipe.MCIP),
-            "with the extra term": self.row("flatness", seed, Recipe.MCIP, None, "flatness=0.1"),
-            "pseudo-captions": mined.row("pseudo-captions", seed, Recipe.MCIP, None, "most_captions=40"),
+            "MCIP, extra term 0.1": self.row("flatness", seed, Recipe.MCIP, None, "flatness=0.1"),
+            "MCIP, pseudo-captions": mined.row("pseudo-captions", seed, Recipe.MCIP, None, "most_captions=40"),
+            "MCIP, labels auto": clustered.row("clusters", seed, Recipe.MCIP),
         }
         return {name: self.measure(f"{name}-{seed}", model) for name, model in models.items()}
 
@@ -99,13 +106,6 @@ class Bench:
         (self.folder / f"{name}.json").write_text(comparison.model_dump_json(indent=1), encoding="utf-8")
         (self.folder / f"{name}.md").write_text(comparison.markdown(every=True) + "\n", encoding="utf-8")
         return comparison
-
-    def _mined(self) -> list[list[str]]:
-        """Return the captions that the base finds for each picture among those of all, as `caption` does."""
-        encoder = load_encoder(self.base, device="cpu", threads=1)
-        corpus = list(dict.fromkeys(text for sample in self.train for text in sample.captions))
-        images = encode_samples(self.train, encoder).embeddings
-        return [[match.caption for match in found] for found in mine_corpus(images, corpus, encoder, Percentile(80))]
 
 
 Folder = Annotated[Path, typer.Argument(help="Where pictures, models and tables go.")]

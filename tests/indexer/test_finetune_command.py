@@ -6,8 +6,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from indexer import demo
 from indexer.__main__ import app
