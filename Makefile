@@ -13,7 +13,7 @@ help:
 	@echo 'make serve     serve an existing folder of snapshots: make serve SNAPSHOTS=folder'
 	@echo 'make swaps     20 reindexes through the admin route under load (minutes)'
 	@echo 'make recipes-smoke  every recipe for a minute or two'
-	@echo 'make recipes   every recipe, three seeds, side by side (two hours)'
+	@echo 'make recipes   every recipe, three seeds, side by side (an hour and a half)'
 	@echo 'make train     train the demo model anew into $(DEMO)/tuned (about 40 minutes)'
 	@echo 'make clean     remove what these made'
 

@@ -82,7 +82,7 @@ def finetune(
             samples, tested = hold_out(samples, held_out, seed)
         captioned = load_samples(pairs, None, policy) if pairs else samples
         said = {"samples": str(data), "pairs": str(pairs or data), "labels": labels, "label_column": label_column}
-        tuned = tune(run, base, TrainingData(samples, captioned, said), out, settings.device, shown)
+        tuned = tune(run, base, TrainingData(samples, captioned, said), out, settings.device, shown, settings.threads)
         options = EvaluateOptions(
             data=f"{(test or data).name}, not trained on",
             label_column=class_column or label_column,

@@ -57,8 +57,18 @@ def finetune(
     out: Path,
     device: Literal["auto", "cpu", "cuda"],
     progress: Reporter,
+    threads: int = 0,
 ) -> EncoderName | None:
     """Tune a model by a recipe and export it to `out`/model; goes on with a run that was interrupted there.
+
+    Args:
+        config: the recipe and its settings.
+        base: the model to start from.
+        data: what to learn from.
+        out: folder of the run.
+        device: where; `auto` takes CUDA where there is one.
+        progress: is told of every step.
+        threads: of one process on a CPU; 0 leaves that to torch.
 
     Returns:
         The name of the tuned model; None in all but the first of several processes, which leave the rest to it.
@@ -67,6 +77,8 @@ def finetune(
         EncoderError: the base model cannot be loaded.
         TrainingError: the data lack what the recipe needs, or `out` holds another run, or one that has ended.
     """
+    if threads:
+        torch.set_num_threads(threads)
     processes = Processes.join(device)
     loaded = load_model(base)
     if processes.first:

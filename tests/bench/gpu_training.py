@@ -66,10 +66,10 @@ def main(model: str = "ViT-B-16", batch: int = 128, steps: int = _STEPS) -> None
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "model": model,
         "batch": batch,
-        "images_per_second": round(batch / taken, 1),
-        "tflops": round(reached / 1e12, 2),
-        "matrix_product_tflops": round(limit / 1e12, 2),
-        "share": round(reached / limit, 3),
+        "images_per_second": batch / taken,
+        "tflops": reached / 1e12,
+        "matrix_product_tflops": limit / 1e12,
+        "share": reached / limit,
     }
     print(json.dumps(facts))
 

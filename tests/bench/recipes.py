@@ -33,7 +33,7 @@ from indexer.samples import Samples, encode_samples, load_samples
 from indexer.settings import Settings
 from tests.bench.real_tables import emoji_table, photo_table
 
-# The first without a full stop: the bundled model never saw one.
+# Without full stops: the bundled model never saw one.
 TEMPLATES = read_templates(DEMO_FOLDER / "templates.txt")
 
 _TABLES = {False: "recipes", True: "variants"}
