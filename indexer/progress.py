@@ -34,6 +34,21 @@ class Reporter(Protocol):
         ...
 
 
+class _Clock:
+    """Tells the rate of a stage, which begins when the last one was heard of."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._start = self._heard = time.monotonic()
+
+    def rate(self, stage: str, done: int) -> float:
+        """Return how many pictures a second have passed a stage."""
+        if stage != self._stage:
+            self._stage, self._start = stage, self._heard
+        self._heard = time.monotonic()
+        return done / max(self._heard - self._start, 1e-9)
+
+
 class BarReporter:
     """A bar with rate and time left."""
 
@@ -42,14 +57,14 @@ class BarReporter:
         rate = TextColumn("{task.fields[rate]}")
         self._progress = Progress(*columns, rate, TimeRemainingColumn(), console=Console(stderr=True))
         self._task: TaskID | None = None
-        self._start = time.monotonic()
+        self._clock = _Clock()
 
     def update(self, stage: str, done: int, total: int) -> None:
         """Move the bar."""
         if self._task is None:
             self._progress.start()
             self._task = self._progress.add_task(stage, total=total, rate="")
-        rate = f"{done / max(time.monotonic() - self._start, 1e-9):,.0f}/s"
+        rate = f"{self._clock.rate(stage, done):,.0f}/s"
         self._progress.update(self._task, description=stage, completed=done, total=total, rate=rate)
 
     def close(self) -> None:
@@ -63,16 +78,16 @@ class LineReporter:
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
         self._every = _JSON_SECONDS if as_json else _PLAIN_SECONDS
-        self._start = self._last = time.monotonic()
+        self._clock = _Clock()
+        self._last = time.monotonic()
         self._stage = ""
 
     def update(self, stage: str, done: int, total: int) -> None:
         """Print a line for a new stage, the end of one, and every so often in between."""
-        now = time.monotonic()
+        now, rate = time.monotonic(), self._clock.rate(stage, done)
         if stage == self._stage and now - self._last < self._every and done < total:
             return
         self._stage, self._last = stage, now
-        rate = done / max(now - self._start, 1e-9)
         left = (total - done) / rate if rate else 0.0
         if self._as_json:
             facts = {"stage": stage, "done": done, "total": total, "rate": round(rate, 1), "seconds_left": round(left)}

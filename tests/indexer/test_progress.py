@@ -85,6 +85,18 @@ def test_the_rate_and_the_time_left_are_those_of_the_clock(
     assert (facts["rate"], facts["seconds_left"]) == (5.0, 16)
 
 
+def test_the_rate_of_a_later_stage_is_its_own(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    report = LineReporter(as_json=True)
+    for stage, done, now in (("encode", 10, 50.0), ("train", 1, 52.0), ("train", 4, 58.0)):  # noqa: B007 - read by the clock
+        report.update(stage, done, 10)
+    facts = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(fact["rate"], fact["seconds_left"]) for fact in facts] == [(0.2, 0), (0.5, 18), (0.5, 12)]
+
+
 def test_auto_is_plain_where_nobody_watches() -> None:
     assert isinstance(reporter(ProgressStyle.AUTO), LineReporter)
 
