@@ -51,6 +51,7 @@ class Bench:
     options: EvaluateOptions
     settings: Path
     folder: Path
+    results: Path
 
     def row(self, name: str, seed: int, recipe: Recipe, base: EncoderName | None = None, *more: str) -> EncoderName:
         """Return the model of a row, trained now if it was not before."""
@@ -63,7 +64,7 @@ class Bench:
 
     def measure(self, name: str, model: EncoderName) -> Evaluation:
         """Evaluate a model, or take what was measured before."""
-        saved = self.folder / "evaluations" / name
+        saved = self.results / name
         if not (saved / "report.json").exists():
             saved.mkdir(parents=True, exist_ok=True)
             encoder = load_encoder(model, device="cpu", threads=1)
@@ -103,8 +104,8 @@ class Bench:
         runs = [rows(seed) for seed in seeds]
         found: Mapping[str, list[Evaluation]] = {row: [run[row] for run in runs] for row in runs[0]}
         comparison = compare({"base": [self.measure("base", self.base)], **found})
-        (self.folder / f"{name}.json").write_text(comparison.model_dump_json(indent=1), encoding="utf-8")
-        (self.folder / f"{name}.md").write_text(comparison.markdown(every=True) + "\n", encoding="utf-8")
+        (self.results / f"{name}.json").write_text(comparison.model_dump_json(indent=1), encoding="utf-8")
+        (self.results / f"{name}.md").write_text(comparison.markdown(every=True) + "\n", encoding="utf-8")
         return comparison
 
 
@@ -119,9 +120,13 @@ def demo(
     seeds: Seeds = "0,1,2",
     pictures: Annotated[int, typer.Option(help="How many to tune on.")] = 24_000,
     variants: Annotated[bool, typer.Option("--variants", help="MCIP and what is left open in it.")] = False,
+    test_seed: Annotated[
+        int, typer.Option(help="Of the test; the settings were chosen on 0, the demo collection.")
+    ] = 0,
 ) -> None:
     """Tune the base of the demo model on instances that captions do not tell apart; test on others."""
-    write_collection(folder / "test")
+    test = folder / f"test-{test_seed}"
+    write_collection(test, seed=test_seed)
     write_collection(folder / "train", count=pictures, seed=1, fold=Fold.TRAIN)
     if base is None:
         base = folder / "base"
@@ -130,10 +135,11 @@ def demo(
     bench = Bench(
         base=EncoderName(model=f"local-dir:{base}"),
         train=_told_by(_load(folder / "train" / "metadata.jsonl"), "instance"),
-        test=_load(folder / "test" / "metadata.jsonl"),
-        options=EvaluateOptions(data="demo collection", instance_column="instance", templates=TEMPLATES),
+        test=_load(test / "metadata.jsonl"),
+        options=EvaluateOptions(data=f"demo collection {test_seed}", instance_column="instance", templates=TEMPLATES),
         settings=DEMO_FOLDER / "tuning.toml",
         folder=folder / "runs",
+        results=folder / f"results-{test_seed}",
     )
     print(bench.compare(bench.variants if variants else bench.rows, _numbers(seeds), _TABLES[variants]).table())
 
@@ -162,6 +168,7 @@ def real(
             options=options,
             settings=Path(__file__).with_name("real.toml"),
             folder=folder / name,
+            results=folder / name / "results",
         )
         bench = replace(bench, base=bench.row("base", 0, Recipe.CLIP))
         print(bench.compare(bench.rows, _numbers(seeds), _TABLES[False]).table())
