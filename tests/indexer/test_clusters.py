@@ -83,7 +83,7 @@ def test_clusters_agree_with_labels_that_were_hidden(seed: int) -> None:
 
 def test_more_clusters_than_classes_are_still_pure() -> None:
     embeddings, hidden = blobs([100] * 6, 0.07)
-    made = cluster_labels(embeddings, seed=0)
+    made = cluster_labels(embeddings, seed=0, per_cluster=20)
     assert len({*made} - {None}) > 12
     classes: dict[str, list[int]] = {}
     for label, truth in zip(made, hidden.tolist(), strict=True):
@@ -115,8 +115,15 @@ def test_too_few_pictures_are_refused_with_how_many_it_takes(count: int, per_clu
 
 def test_just_enough_pictures_make_two_clusters() -> None:
     embeddings, hidden = blobs([20, 20], 0.02)
-    made = cluster_labels(embeddings, 0)
+    made = cluster_labels(embeddings, 0, per_cluster=20)
     assert adjusted_rand_score(hidden, made) == 1.0
+
+
+@pytest.mark.parametrize(("count", "clusters"), [(2_500, 25), (1_000, 10), (600, 10), (45, 11), (5, 2)])
+def test_a_cluster_has_a_hundred_pictures_or_a_tenth_of_a_small_collection(count: int, clusters: int) -> None:
+    made = cluster_labels(unit_vectors(count, 8), 0)
+    # Some may be too small to have a label.
+    assert clusters - 3 <= len({*made} - {None}) <= clusters
 
 
 @pytest.mark.parametrize("per_cluster", [1, 0, -5])
