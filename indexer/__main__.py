@@ -56,9 +56,7 @@ def build(
     """Index a folder of pictures into a new snapshot and publish it."""
     start = time.monotonic()
     settings = Settings()
-    name = EncoderName.of(settings)
-    if model or pretrained:
-        name = EncoderName(model=model or settings.model, pretrained=pretrained)
+    name = EncoderName.of(settings, model, pretrained)
     table = labels if labels in {None, PARENT} else str(Path(str(labels)).resolve())
     options = BuildOptions(source=source.resolve(), labels=table, index=index)
     policy = DecodePolicy.of(settings)

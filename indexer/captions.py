@@ -178,10 +178,10 @@ def caption(
     if percentile is not None:
         rule = Percentile(percentile, top)
     settings = Settings()
-    name = EncoderName(model=model or settings.model, pretrained=pretrained) if model or pretrained else None
     samples = load_samples(data, labels, DecodePolicy.of(settings))
     texts = read_corpus(corpus)
-    encoder = load_encoder(name or EncoderName.of(settings), device=settings.device, threads=settings.threads)
+    name = EncoderName.of(settings, model, pretrained)
+    encoder = load_encoder(name, device=settings.device, threads=settings.threads)
     shown = reporter(progress)
     try:
         encoded = encode_samples(samples, encoder, shown)

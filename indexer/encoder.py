@@ -34,8 +34,10 @@ class EncoderName(BaseModel):
     pretrained: str | None = None
 
     @classmethod
-    def of(cls, settings: Settings) -> Self:
-        """Return the encoder that new snapshots are built with."""
+    def of(cls, settings: Settings, model: str | None = None, pretrained: str | None = None) -> Self:
+        """Return the encoder that a command's flags name; without any, the one that new snapshots are built with."""
+        if model or pretrained:
+            return cls(model=model or settings.model, pretrained=pretrained)
         return cls(model=settings.model, pretrained=settings.pretrained)
 
     @property

@@ -105,9 +105,7 @@ def _single(
 ) -> dict[str, EncoderName]:
     if models:
         raise typer.BadParameter("Several models are for --compare; name one with --model.", param_hint="MODELS")
-    name = EncoderName.of(settings)
-    if model or pretrained:
-        name = EncoderName(model=model or settings.model, pretrained=pretrained)
+    name = EncoderName.of(settings, model, pretrained)
     return {str(name): name}
 
 
@@ -155,16 +153,15 @@ def _folder(out: Path | None) -> Iterator[None]:
 def _finish(
     evaluations: dict[str, Evaluation], samples: Samples, out: Path | None, *, compare: bool, as_json: bool
 ) -> None:
-    result: Report | Comparison
+    single = next(iter(evaluations.values()))
+    result: Report | Comparison = single.report
     if compare:
         result = put_side_by_side({name: [each] for name, each in evaluations.items()})
-    else:
-        result = next(iter(evaluations.values())).report
     typer.echo(result.model_dump_json() if as_json else result.table())
     if out is not None:
         from indexer.evaluate.output import write_comparison, write_evaluation  # noqa: PLC0415 - loads matplotlib
 
-        for name, evaluation in evaluations.items():
-            write_evaluation(evaluation, samples, out / name if compare else out)
         if isinstance(result, Comparison):
-            write_comparison(result, out)
+            write_comparison(result, evaluations, samples, out)
+        else:
+            write_evaluation(single, samples, out)

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
 
 from indexer.errors import BuildError
 from indexer.evaluate.bootstrap import RESAMPLES, interval, resampled_means
 from indexer.evaluate.queries import Grouped, Kind
-from indexer.evaluate.report import Evaluation, Unit, shown, shown_difference, shown_interval
+from indexer.evaluate.report import Evaluation, Frozen, Unit, shown, shown_difference, shown_interval
 
 HEADLINES = {
     "image_to_image_map": "I2I mAP",
@@ -23,11 +22,7 @@ HEADLINES = {
 AVERAGE = "average"
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Column(_Frozen):
+class Column(Frozen):
     """A figure that all models have: its name for programs and its title for people."""
 
     name: str
@@ -35,7 +30,7 @@ class Column(_Frozen):
     unit: Unit
 
 
-class Cell(_Frozen):
+class Cell(Frozen):
     """One figure of one model.
 
     Attributes:
@@ -55,7 +50,7 @@ class Cell(_Frozen):
     difference_interval: tuple[float, float] | None
 
 
-class Row(_Frozen):
+class Row(Frozen):
     """One model: a cell for each column, and the precision-recall curve of `Report`, the mean over its seeds."""
 
     model: str
@@ -63,7 +58,7 @@ class Row(_Frozen):
     curve: tuple[float, ...]
 
 
-class Comparison(_Frozen):
+class Comparison(Frozen):
     """Models side by side.
 
     Attributes:

@@ -26,9 +26,12 @@ def write_evaluation(evaluation: Evaluation, samples: Samples, folder: Path) -> 
     (folder / "report.html").write_text(page, encoding="utf-8")
 
 
-def write_comparison(comparison: Comparison, folder: Path) -> None:
-    """Write a comparison into a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
+def write_comparison(
+    comparison: Comparison, evaluations: Mapping[str, Evaluation], samples: Samples, folder: Path
+) -> None:
+    """Write a comparison into a folder, and what it compares into folders below."""
+    for name, evaluation in evaluations.items():
+        write_evaluation(evaluation, samples, folder / name)
     (folder / "comparison.json").write_text(comparison.model_dump_json(indent=1), encoding="utf-8")
     (folder / "comparison.md").write_text(f"{comparison.markdown(every=True)}\n", encoding="utf-8")
     (folder / "comparison.html").write_text(comparison_page(comparison), encoding="utf-8")
@@ -47,8 +50,6 @@ def compare_models(
     Args and errors are those of `evaluate_models`; the names of the models name folders too.
     """
     evaluations = evaluate_models(models, samples, options, settings, progress)
-    for name, evaluation in evaluations.items():
-        write_evaluation(evaluation, samples, folder / name)
     comparison = compare({name: [evaluation] for name, evaluation in evaluations.items()})
-    write_comparison(comparison, folder)
+    write_comparison(comparison, evaluations, samples, folder)
     return comparison

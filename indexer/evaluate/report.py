@@ -23,11 +23,13 @@ class Unit(StrEnum):
     DISTANCE = "distance"
 
 
-class _Frozen(BaseModel):
+class Frozen(BaseModel):
+    """A part of a report: read-only, and nothing but what it says."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Figure(_Frozen):
+class Figure(Frozen):
     """One figure.
 
     Attributes:
@@ -46,7 +48,7 @@ class Figure(_Frozen):
     queries: int | None
 
 
-class Section(_Frozen):
+class Section(Frozen):
     """The figures of one task, and its protocol in words."""
 
     title: str
@@ -54,7 +56,7 @@ class Section(_Frozen):
     figures: tuple[Figure, ...]
 
 
-class SweepPoint(_Frozen):
+class SweepPoint(Frozen):
     """Accuracy (0 to 1) of the k-NN vote with other settings."""
 
     k: int
@@ -62,7 +64,7 @@ class SweepPoint(_Frozen):
     accuracy: float
 
 
-class Confusion(_Frozen):
+class Confusion(Frozen):
     """How often pictures of each class (row) were taken for each class (column).
 
     Of `classes` in all: those with the most errors, where there are too many to show.
@@ -73,7 +75,7 @@ class Confusion(_Frozen):
     classes: int
 
 
-class Hit(_Frozen):
+class Hit(Frozen):
     """One answer to an example query."""
 
     picture: str
@@ -81,7 +83,7 @@ class Hit(_Frozen):
     right: bool
 
 
-class Example(_Frozen):
+class Example(Frozen):
     """A query with its first hits.
 
     Attributes:
@@ -101,7 +103,7 @@ class Example(_Frozen):
     hits: tuple[Hit, ...]
 
 
-class Report(_Frozen):
+class Report(Frozen):
     """What an encoder is worth on a set of pictures.
 
     Attributes:

@@ -48,10 +48,8 @@ def zero_shot_by_description(subject: Subject) -> Outcome | Absent:
 def text_to_image(subject: Subject) -> Outcome | Absent:
     """Look for pictures by caption."""
     captions, pictures = subject.captions, subject.instances
-    if not len(captions.texts):
-        return _NO_CAPTIONS
-    if len(captions.texts) == 1:
-        return _ONE_CAPTION
+    if len(captions.texts) < 2:  # noqa: PLR2004 - one is no choice
+        return _ONE_CAPTION if len(captions.texts) else _NO_CAPTIONS
     ranks = first_right_ranks(captions.embeddings, pictures.embeddings, captions.pictures)
     protocol = (
         f"Each of the {len(captions.texts):,} different captions ({_which(subject)}) queries all "
@@ -65,10 +63,8 @@ def text_to_image(subject: Subject) -> Outcome | Absent:
 def image_to_text(subject: Subject) -> Outcome | Absent:
     """Look for captions by picture."""
     captions, pictures = subject.captions, subject.instances
-    if not len(captions.texts):
-        return _NO_CAPTIONS
-    if len(captions.texts) == 1:
-        return _ONE_CAPTION
+    if len(captions.texts) < 2:  # noqa: PLR2004 - one is no choice
+        return _ONE_CAPTION if len(captions.texts) else _NO_CAPTIONS
     rows = _captioned(subject)
     right = [captions.of_picture[row] for row in rows]
     ranks = first_right_ranks(pictures.embeddings[rows], captions.embeddings, right)

@@ -63,9 +63,7 @@ def finetune(
 
     settings = Settings()
     run = RunConfig.parse(recipe, changes or [], config, seed=seed)
-    base = EncoderName.of(settings)
-    if model or pretrained:
-        base = EncoderName(model=model or settings.model, pretrained=pretrained)
+    base = EncoderName.of(settings, model, pretrained)
     policy = DecodePolicy.of(settings)
     shown = reporter(progress)
     try:

@@ -5,7 +5,7 @@ minimised, the others are its parts.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -21,20 +21,26 @@ Tokenize = Callable[[list[str]], torch.Tensor]
 _TEXTS = 512
 
 
-class Objective(Protocol):
-    """One stage's loss, as the loop sees it."""
+class Objective(torch.nn.Module):
+    """One stage's loss, as the loop sees it, of a model of which only some parameters may train."""
+
+    def __init__(self, model: Any, may_train: Callable[[str], bool]) -> None:
+        super().__init__()
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(may_train(name))
+        self.model = model
 
     @property
     def trained(self) -> dict[str, list[torch.nn.Parameter]]:
         """The parameters that the stage may change, in groups that have a learning rate each."""
-        ...
+        return {"model": [parameter for parameter in self.model.parameters() if parameter.requires_grad]}
 
     def inputs(self, indexes: Indexes, pixels: torch.Tensor | None, rng: np.random.Generator) -> tuple[Any, ...]:
         """Return what `forward` takes of the pictures `indexes` (B,), whose pixels are (B, 3, height, width)."""
-        ...
+        raise NotImplementedError
 
 
-class ImageObjective(torch.nn.Module):
+class ImageObjective(Objective):
     """GPR-FT: pictures against learned class proxies. With captions MCIP: against captions, too.
 
     Captions come encoded: the text tower is locked, so what it makes of a caption never changes.
@@ -43,9 +49,7 @@ class ImageObjective(torch.nn.Module):
     def __init__(
         self, model: Any, dim: int, classes: Indexes, config: RunConfig, captions: "Captions | None" = None
     ) -> None:
-        super().__init__()
-        only(model, lambda name: name.startswith("visual."))
-        self.model = model
+        super().__init__(model, lambda name: name.startswith("visual."))
         self.arc = ArcMargin(int(classes.max()) + 1, dim, config.margin, config.scale)
         self._contrast = MultiCaptionArcMargin(config.margin, config.scale, config.flatness)
         self._classes = torch.from_numpy(classes)
@@ -54,7 +58,7 @@ class ImageObjective(torch.nn.Module):
     @property
     def trained(self) -> dict[str, list[torch.nn.Parameter]]:
         """The image tower with its projector, and the proxies."""
-        return {"model": unlocked(self.model), "proxies": list(self.arc.parameters())}
+        return {**super().trained, "proxies": list(self.arc.parameters())}
 
     def inputs(self, indexes: Indexes, pixels: torch.Tensor | None, _: np.random.Generator) -> tuple[Any, ...]:
         """Return pixels, class numbers (B,), captions (N, dim), and whose they are (B, N)."""
@@ -73,27 +77,20 @@ class ImageObjective(torch.nn.Module):
         return {"loss": (1 - self._part) * arc + self._part * contrast, "arc": arc, "captions": contrast}
 
 
-class TextObjective(torch.nn.Module):
-    """Re-A: the text tower against embeddings (n, dim) of the locked image tower."""
+class TextObjective(Objective):
+    """Re-A: what is not locked of the text tower, against embeddings (n, dim) of the locked image tower."""
 
     def __init__(
         self, model: Any, images: torch.Tensor, captions: Sequence[Sequence[str]], tokenize: Tokenize, layers: int
     ) -> None:
-        super().__init__()
-        only(model, lambda name: not name.startswith("visual.") and name != "logit_bias")
+        super().__init__(model, lambda name: not name.startswith("visual.") and name != "logit_bias")
         model.lock_text_tower(unlocked_layers=layers)
-        self.model = model
         self._images, self._captions, self._tokenize = images, captions, tokenize
         self._contrast = clip_loss()
 
-    @property
-    def trained(self) -> dict[str, list[torch.nn.Parameter]]:
-        """What is not locked of the text tower, and the temperature."""
-        return {"model": unlocked(self.model)}
-
     def inputs(self, indexes: Indexes, _: torch.Tensor | None, rng: np.random.Generator) -> tuple[Any, ...]:
         """Return embeddings (B, dim), and the tokens (B, context) of one caption of each."""
-        return self._images[indexes], self._tokenize([str(rng.choice(self._captions[i])) for i in indexes])
+        return self._images[indexes], self._tokenize(one_each(self._captions, indexes, rng))
 
     def forward(self, images: torch.Tensor, tokens: torch.Tensor) -> Losses:
         """Return the InfoNCE loss."""
@@ -102,24 +99,17 @@ class TextObjective(torch.nn.Module):
         }
 
 
-class ClipObjective(torch.nn.Module):
+class ClipObjective(Objective):
     """Plain CLIP: both towers against each other."""
 
     def __init__(self, model: Any, captions: Sequence[Sequence[str]], tokenize: Tokenize) -> None:
-        super().__init__()
-        only(model, lambda name: name != "logit_bias")  # that is the sigmoid loss's
-        self.model = model
+        super().__init__(model, lambda name: name != "logit_bias")  # that is the sigmoid loss's
         self._captions, self._tokenize = captions, tokenize
         self._contrast = clip_loss()
 
-    @property
-    def trained(self) -> dict[str, list[torch.nn.Parameter]]:
-        """All of the model."""
-        return {"model": unlocked(self.model)}
-
     def inputs(self, indexes: Indexes, pixels: torch.Tensor | None, rng: np.random.Generator) -> tuple[Any, ...]:
         """Return pixels, and the tokens (B, context) of one caption of each."""
-        return pixels, self._tokenize([str(rng.choice(self._captions[i])) for i in indexes])
+        return pixels, self._tokenize(one_each(self._captions, indexes, rng))
 
     def forward(self, pixels: torch.Tensor, tokens: torch.Tensor) -> Losses:
         """Return the InfoNCE loss."""
@@ -153,15 +143,9 @@ class Captions:
         return self._embeddings[distinct], owned
 
 
-def only(model: Any, may_train: Callable[[str], bool]) -> None:
-    """Lock every parameter of a model but those whose names `may_train` picks."""
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(may_train(name))
-
-
-def unlocked(model: Any) -> list[torch.nn.Parameter]:
-    """Return the parameters that are not locked."""
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+def one_each(captions: Sequence[Sequence[str]], indexes: Indexes, rng: np.random.Generator) -> list[str]:
+    """Return one caption of each picture of a batch."""
+    return [str(rng.choice(captions[i])) for i in indexes]
 
 
 def clip_loss() -> Any:

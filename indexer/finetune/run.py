@@ -26,7 +26,7 @@ from indexer.evaluate.plots import curves
 from indexer.finetune.batches import Indexes, Pictures
 from indexer.finetune.checkpoint import State, load, save
 from indexer.finetune.export import WEIGHTS, export
-from indexer.finetune.objectives import Captions, ClipObjective, ImageObjective, TextObjective
+from indexer.finetune.objectives import Captions, ClipObjective, ImageObjective, Objective, TextObjective
 from indexer.finetune.recipes import RunConfig, Stage
 from indexer.finetune.trainer import Course, Feed, Processes, fit
 from indexer.open_clip_encoder import LoadedModel, OpenClipEncoder, load_model
@@ -171,9 +171,12 @@ def _objective(
     data: TrainingData,
     processes: Processes,
     progress: Reporter,
-) -> tuple[Any, Feed]:
+) -> tuple[Objective, Feed]:
     """Return a stage's objective, and what it is trained on."""
     model = loaded.model.to(processes.device)
+
+    def encoder() -> OpenClipEncoder:
+        return OpenClipEncoder(loaded.spec(), model, loaded.tokenizer, str(processes.device))
 
     def pictures(samples: Samples) -> Pictures:
         return Pictures(samples, loaded.preprocess, config.augmentation, config.seed, keep=config.workers == 0)
@@ -182,15 +185,15 @@ def _objective(
         samples, classes = _classes(data.samples)
         captions = None
         if stage is Stage.CAPTIONS:
-            captions = Captions(_captions(samples), config.most_captions, _encode_texts(loaded, processes))
+            encode = encoder().encode_texts
+            captions = Captions(_captions(samples), config.most_captions, lambda texts: torch.from_numpy(encode(texts)))
         feed = Feed(len(samples), pictures(samples), classes if config.balanced else None)
         return ImageObjective(model, int(loaded.config["embed_dim"]), classes, config, captions), feed
     captioned = data.pairs.subset([i for i, sample in enumerate(data.pairs) if sample.captions])
     texts = _captions(captioned)
     if stage is Stage.CLIP:
         return ClipObjective(model, texts, loaded.tokenizer), Feed(len(captioned), pictures(captioned), None)
-    encoder = OpenClipEncoder(loaded.spec(), model, loaded.tokenizer, str(processes.device))
-    encoded = encode_samples(captioned, encoder, progress)
+    encoded = encode_samples(captioned, encoder(), progress)
     texts = [sample.captions for sample in encoded.samples]
     images = torch.from_numpy(encoded.embeddings)
     return TextObjective(model, images, texts, loaded.tokenizer, config.text_layers), Feed(len(texts), None, None)
@@ -216,19 +219,6 @@ def _captions(samples: Samples) -> list[tuple[str, ...]]:
             "or have captions found in a corpus: python -m indexer caption."
         )
     return captions
-
-
-def _encode_texts(loaded: LoadedModel, processes: Processes) -> Any:
-    """Return what encodes texts by the model's locked text tower."""
-
-    def encode(texts: list[str]) -> torch.Tensor:
-        with torch.inference_mode():
-            tokens = loaded.tokenizer(texts).to(processes.device)
-            found: torch.Tensor = loaded.model.encode_text(tokens, normalize=True).float().cpu()
-        return found.clone()
-
-    loaded.model.eval()
-    return encode
 
 
 def _mixed(base: Any, tuned: Any, part: float, stage: Stage) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from indexer.finetune.batches import (
     steps_per_epoch,
 )
 from indexer.finetune.checkpoint import State
+from indexer.finetune.objectives import Objective
 from indexer.finetune.recipes import RunConfig, Schedule, Stage
 from indexer.progress import Reporter
 from indexer.torch_runtime import torch
@@ -128,7 +129,7 @@ class Feed:
 
 
 def fit(
-    objective: Any, feed: Feed, course: Course, state: State, keep: Callable[[State], None], progress: Reporter
+    objective: Objective, feed: Feed, course: Course, state: State, keep: Callable[[State], None], progress: Reporter
 ) -> None:
     """Train an objective in place, from where `state` stands to the end of the stage.
 
@@ -175,7 +176,7 @@ def learning_rate(step: int, steps: int, schedule: Schedule) -> float:
 
 def _backward(
     module: Any,
-    objective: Any,
+    objective: Objective,
     indexes: Indexes,
     pixels: torch.Tensor | None,
     rng: np.random.Generator,
@@ -188,8 +189,8 @@ def _backward(
     total: dict[str, float] = {}
     objective.train()
     for part in np.split(np.arange(len(indexes)), parts):
-        inputs = objective.inputs(indexes[part], None if pixels is None else pixels[part], rng)
-        inputs = [each.to(device, non_blocking=True) if torch.is_tensor(each) else each for each in inputs]
+        given = objective.inputs(indexes[part], None if pixels is None else pixels[part], rng)
+        inputs = [each.to(device, non_blocking=True) if torch.is_tensor(each) else each for each in given]
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             losses = module(*inputs)
         (losses["loss"] / parts).backward()

@@ -22,8 +22,9 @@ from indexer.encoder import DEMO_FOLDER, EncoderName, load_encoder
 from indexer.evaluate.compare import Comparison, compare
 from indexer.evaluate.evaluation import evaluate
 from indexer.evaluate.prompts import read_templates
-from indexer.evaluate.report import Evaluation
+from indexer.evaluate.report import REPORT_FILE, Evaluation
 from indexer.evaluate.task import CaptionChoice, EvaluateOptions
+from indexer.finetune.export import WEIGHTS
 from indexer.finetune.pretrain import PretrainConfig, pretrain
 from indexer.finetune.recipes import Recipe, RunConfig
 from indexer.finetune.run import TrainingData, finetune
@@ -56,7 +57,7 @@ class Bench:
     def row(self, name: str, seed: int, recipe: Recipe, base: EncoderName | None = None, *more: str) -> EncoderName:
         """Return the model of a row, trained now if it was not before."""
         out = self.folder / f"{name}-{seed}"
-        if not (out / "model" / "open_clip_model.safetensors").exists():
+        if not (out / "model" / WEIGHTS).exists():
             config = RunConfig.parse(recipe, more, self.settings, seed=seed)
             data = TrainingData(self.train, self.train, {"programme": "tests.bench.recipes"})
             finetune(config, base or self.base, data, out, "cpu", reporter(ProgressStyle.PLAIN))
@@ -65,7 +66,7 @@ class Bench:
     def measure(self, name: str, model: EncoderName) -> Evaluation:
         """Evaluate a model, or take what was measured before."""
         saved = self.results / name
-        if not (saved / "report.json").exists():
+        if not (saved / REPORT_FILE).exists():
             saved.mkdir(parents=True, exist_ok=True)
             encoder = load_encoder(model, device="cpu", threads=1)
             evaluate(encoder, self.test, replace(self.options, model=name)).save(saved)
@@ -130,7 +131,7 @@ def demo(
     write_collection(folder / "train", count=pictures, seed=1, fold=Fold.TRAIN)
     if base is None:
         base = folder / "base"
-        if not (base / "open_clip_model.safetensors").exists():
+        if not (base / WEIGHTS).exists():
             pretrain(PretrainConfig(), base)
     bench = Bench(
         base=EncoderName(model=f"local-dir:{base}"),
