@@ -5,13 +5,17 @@ DEMO ?= .demo
 SNAPSHOTS ?= $(DEMO)/snapshots
 BIN = $(VENV)/bin
 
-.PHONY: help install demo serve test swaps recipes-smoke recipes train clean
+.PHONY: help install demo serve test swaps crash-test ray-test indexing-bench scale-bench recipes-smoke recipes train clean
 help:
 	@echo 'make demo      draw the demo collection, index it, serve it on 127.0.0.1:8000'
 	@echo 'make test      lint, types and tests'
 	@echo 'make install   the set-up step of both: a virtual environment in $(VENV)'
 	@echo 'make serve     serve an existing folder of snapshots: make serve SNAPSHOTS=folder'
 	@echo 'make swaps     20 reindexes through the admin route under load (minutes)'
+	@echo 'make crash-test  300 kills, and every failing call of a build (about half an hour)'
+	@echo 'make ray-test  builds on a Ray cluster of two nodes, one of which dies (minutes)'
+	@echo 'make indexing-bench  pictures per second against clip-retrieval (half an hour)'
+	@echo 'make scale-bench  memory of a build from 10 thousand to 1 million rows (half an hour)'
 	@echo 'make recipes-smoke  every recipe for a minute or two'
 	@echo 'make recipes   every recipe, three seeds, side by side (an hour and a half)'
 	@echo 'make train     train the demo model anew into $(DEMO)/tuned (about 40 minutes)'
@@ -47,6 +51,19 @@ test: $(VENV)/installed-dev
 
 swaps: $(VENV)/installed-dev $(DEMO)/snapshots/CURRENT
 	$(BIN)/python -m tests.swaps $(DEMO)/pictures
+
+crash-test: $(VENV)/installed-dev
+	$(BIN)/python -m tests.crash
+
+ray-test: $(VENV)/installed-dev
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,ray]'
+	$(BIN)/pytest tests/indexer/test_distribute.py
+
+indexing-bench: $(VENV)/installed-dev
+	$(BIN)/python -m tests.bench.indexing $(DEMO)/bench
+
+scale-bench: $(VENV)/installed-dev
+	$(BIN)/python -m tests.bench.scale compare $(DEMO)/scale
 
 recipes-smoke: $(VENV)/installed-dev
 	$(BIN)/pytest tests/test_recipes_smoke.py

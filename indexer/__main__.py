@@ -1,33 +1,26 @@
 """Build snapshots of image collections, and look after them.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but more files were skipped than --max-skip allows.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but more pictures were skipped than --max-skip allows, 130 stopped.
 """
 
-import json
 import logging
 import sys
-import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from indexer import build_command as building
 from indexer import captions
-from indexer.build import BuildReport
-from indexer.build import build as build_snapshot
+from indexer.build_command import Snapshots
 from indexer.demo import Fold, write_collection
-from indexer.encoder import EncoderName, load_encoder
-from indexer.errors import CorruptSnapshot, KindredError
+from indexer.errors import BuildInterrupted, CorruptSnapshot, KindredError
 from indexer.evaluate import command as evaluation
 from indexer.finetune import command as finetuning
-from indexer.images import DecodePolicy
-from indexer.labels import PARENT
-from indexer.progress import ProgressStyle, reporter
 from indexer.settings import Settings
-from indexer.snapshot import BuildOptions
 from indexer.store import SnapshotStore
 
-FAILED, TOO_MANY_SKIPPED, INTERRUPTED = 1, 3, 130
+FAILED = 1
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -37,42 +30,9 @@ app = typer.Typer(
     help=__doc__,
 )
 
-Snapshots = Annotated[Path | None, typer.Option(help="Folder of snapshots, instead of KINDRED_SNAPSHOTS.")]
 
-
-@app.command()
-def build(
-    source: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Folder of pictures.")],
-    snapshots: Snapshots = None,
-    model: Annotated[str | None, typer.Option(help="Encoder, instead of KINDRED_MODEL.")] = None,
-    pretrained: Annotated[str | None, typer.Option(help="Its weights, instead of KINDRED_PRETRAINED.")] = None,
-    index: Annotated[str, typer.Option(help="auto (exact), or a FAISS factory string.")] = "auto",
-    labels: Annotated[
-        str | None, typer.Option(help="parent (folder names), or a .csv, .jsonl or .parquet table.")
-    ] = None,
-    max_skip: Annotated[int | None, typer.Option(min=0, help="Exit with 3 if more files are skipped.")] = None,
-    progress: Annotated[ProgressStyle, typer.Option(help="How to show progress.")] = ProgressStyle.AUTO,
-) -> None:
-    """Index a folder of pictures into a new snapshot and publish it."""
-    start = time.monotonic()
-    settings = Settings()
-    name = EncoderName.of(settings, model, pretrained)
-    table = labels if labels in {None, PARENT} else str(Path(str(labels)).resolve())
-    options = BuildOptions(source=source.resolve(), labels=table, index=index)
-    policy = DecodePolicy.of(settings)
-    encoder = load_encoder(name, device=settings.device, threads=settings.threads)
-    shown = reporter(progress)
-    try:
-        report = build_snapshot(options, _store(snapshots), encoder, policy, shown)
-    finally:
-        shown.close()
-    if progress is ProgressStyle.JSON:
-        facts = {"encoded": report.encoded, "reused": report.reused, "skipped": report.skipped}
-        print(json.dumps({"snapshot": report.manifest.id, **facts}))
-    else:
-        _summarise(report, time.monotonic() - start)
-    if max_skip is not None and report.skipped.total() > max_skip:
-        raise typer.Exit(TOO_MANY_SKIPPED)
+app.command()(building.build)
+app.command()(building.retry)
 
 
 @app.command()
@@ -82,9 +42,8 @@ def info(snapshots: Snapshots = None) -> None:
     for snapshot_id in store.ids():
         manifest = store.manifest(snapshot_id)
         mark = "*" if snapshot_id == store.current() else " "
-        facts = (
-            f"{manifest.count:>10,} pictures  {manifest.factory}  {manifest.encoder.name}  {manifest.options.source}"
-        )
+        sources = ", ".join(manifest.options.sources)
+        facts = f"{manifest.count:>10,} pictures  {manifest.factory}  {manifest.encoder.name}  {sources}"
         print(f"{mark} {snapshot_id}  {facts}")
 
 
@@ -172,6 +131,9 @@ def main() -> None:
     """Run the command line; an error that was foreseen is one line, not a traceback."""
     try:
         app()
+    except BuildInterrupted as error:
+        print(error, file=sys.stderr)
+        sys.exit(building.INTERRUPTED)
     except KindredError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(FAILED)
@@ -179,18 +141,6 @@ def main() -> None:
 
 def _store(snapshots: Path | None) -> SnapshotStore:
     return SnapshotStore(snapshots or Settings().snapshots)
-
-
-def _summarise(report: BuildReport, seconds: float) -> None:
-    manifest = report.manifest
-    print(
-        f"Snapshot {manifest.id} is current: {manifest.count:,} pictures "
-        f"({report.encoded:,} encoded, {report.reused:,} reused) in {seconds:.1f} s."
-    )
-    if report.skipped:
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in report.skipped.most_common())
-        files = f"{report.skipped.total():,} {'file' if report.skipped.total() == 1 else 'files'}"
-        print(f"Skipped {files}: {reasons}. Each is listed in the snapshot's skipped.jsonl.")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Future
 from typing import TypeVar
 
 BATCH_SIZE = 64
@@ -12,13 +12,11 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def ahead(
-    pool: Executor, prepare: Callable[[Item], Result], items: Iterable[Item]
-) -> Iterator[tuple[Item, Future[Result]]]:
-    """Prepare items in order in `pool`, at most two batches ahead of their use."""
+def ahead(submit: Callable[[Item], Future[Result]], items: Iterable[Item]) -> Iterator[tuple[Item, Future[Result]]]:
+    """Submit items in order, at most two batches ahead of their use."""
     pending: deque[tuple[Item, Future[Result]]] = deque()
     for item in items:
-        pending.append((item, pool.submit(prepare, item)))
+        pending.append((item, submit(item)))
         if len(pending) > 2 * BATCH_SIZE:
             yield pending.popleft()
     yield from pending

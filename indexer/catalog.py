@@ -3,19 +3,27 @@
 import json
 import sqlite3
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from indexer.errors import BuildError, CorruptSnapshot
 
 _SCHEMA = """
 CREATE TABLE images (
     row INTEGER PRIMARY KEY,
-    id TEXT NOT NULL UNIQUE,
+    id TEXT NOT NULL,
+    source INTEGER NOT NULL,
     path TEXT NOT NULL,
-    content_hash TEXT NOT NULL,
+    place TEXT,
+    size INTEGER NOT NULL,
+    stamp TEXT,
+    content_hash BLOB NOT NULL,
     media_type TEXT NOT NULL,
     width INTEGER NOT NULL,
     height INTEGER NOT NULL,
@@ -23,12 +31,24 @@ CREATE TABLE images (
     caption TEXT,
     metadata TEXT NOT NULL,
     thumbnail_offset INTEGER NOT NULL,
-    thumbnail_size INTEGER NOT NULL
+    thumbnail_size INTEGER NOT NULL,
+    perceptual_hash INTEGER NOT NULL,
+    near_group TEXT
 ) STRICT
 """
 _COLUMNS = (
-    "row, id, path, content_hash, media_type, width, height, label, caption, metadata, thumbnail_offset, thumbnail_size"
+    "row, id, source, path, place, size, stamp, content_hash, media_type, width, height, label, caption, metadata, "
+    "thumbnail_offset, thumbnail_size, perceptual_hash, near_group"
 )
+# Made when all rows are in: sorting once is many times faster than inserting ids in their random order.
+_INDEXES = """
+CREATE UNIQUE INDEX images_id ON images (id);
+CREATE INDEX images_content ON images (content_hash);
+CREATE TABLE labels (label TEXT PRIMARY KEY, pictures INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+INSERT INTO labels SELECT label, count(*) FROM images WHERE label IS NOT NULL GROUP BY label;
+"""
+# Memory for pages, and again for sorting, in KiB; what is beyond goes to temporary files.
+_CACHE_KIB = 65_536
 # SQLite's limit of parameters in one statement is 32,766.
 _MOST_ROWS = 10_000
 
@@ -40,7 +60,7 @@ class ImageRecord:
     Attributes:
         row: its row in the embeddings.
         id: stable over reindexing: made from `path`.
-        path: relative to the snapshot's source, with `/` between its parts.
+        path: in its source, with `/` between its parts.
         content_hash: SHA-256 of the file, in hex.
         media_type: such as image/jpeg.
         width: of the upright picture, in pixels.
@@ -49,6 +69,12 @@ class ImageRecord:
         label: its class, if it has one.
         caption: its caption, if it has one.
         metadata: all further columns of the label table.
+        source: number of the source that it came from.
+        place: what the source finds it by; None where that is `path`.
+        size: of the file, in bytes.
+        stamp: what the source said of the file's version; None where it said nothing.
+        perceptual_hash: 64 bits, unsigned; few differ between pictures that look the same.
+        group: id of the first picture of its group of near-duplicates, if it is in one.
     """
 
     row: int
@@ -62,6 +88,12 @@ class ImageRecord:
     label: str | None = None
     caption: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    source: int = 0
+    place: str | None = None
+    size: int = 0
+    stamp: str | None = None
+    perceptual_hash: int = 0
+    group: str | None = None
 
 
 class Catalog:
@@ -82,7 +114,7 @@ class Catalog:
             uri = f"{path.resolve().as_uri()}?mode=ro&immutable=1"
             connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
             # A first read keeps the file open, so that a snapshot pruned while it serves can be read to its end.
-            connection.execute("SELECT count(*) FROM images").fetchone()
+            connection.execute("SELECT max(row) FROM images").fetchone()
         except sqlite3.Error as error:
             raise CorruptSnapshot(f"{path} is no catalogue: {error}") from error
         return cls(connection)
@@ -91,7 +123,8 @@ class Catalog:
         self._connection.close()
 
     def __len__(self) -> int:
-        return int(self._fetch("SELECT count(*) FROM images")[0][0])
+        # Rows are numbered from 0 without a gap; counting them would read the whole file.
+        return int(self._fetch("SELECT ifnull(max(row) + 1, 0) FROM images")[0][0])
 
     def rows(self, rows: Sequence[int]) -> list[ImageRecord]:
         """Return the records of `rows`, in their order."""
@@ -108,14 +141,15 @@ class Catalog:
         found = self._fetch(f"SELECT {_COLUMNS} FROM images WHERE id = ?", [image_id])  # noqa: S608 - a constant
         return _record(found[0]) if found else None
 
-    def by_content(self) -> dict[str, ImageRecord]:
-        """Return one record for each content hash."""
-        query = f"SELECT {_COLUMNS} FROM images ORDER BY row DESC"  # noqa: S608 - a constant
-        return {record.content_hash: record for record in map(_record, self._fetch(query))}
+    def with_content(self, content_hash: str) -> ImageRecord | None:
+        """Return the first record with a content hash."""
+        query = f"SELECT {_COLUMNS} FROM images WHERE content_hash = ? ORDER BY row LIMIT 1"  # noqa: S608 - a constant
+        found = self._fetch(query, [bytes.fromhex(content_hash)])
+        return _record(found[0]) if found else None
 
     def label_counts(self) -> dict[str, int]:
         """Return how many pictures each label has."""
-        return dict(self._fetch("SELECT label, count(*) FROM images WHERE label IS NOT NULL GROUP BY label"))
+        return dict(self._fetch("SELECT label, pictures FROM labels"))
 
     def _fetch(self, query: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         with self._lock:
@@ -123,56 +157,111 @@ class Catalog:
 
 
 class CatalogWriter:
-    """Writes a catalogue file, batch by batch."""
+    """Writes a catalogue file, batch by batch, in bounded memory. The same calls make the same file, bit for bit."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._connection = sqlite3.connect(path)
-        # A build that dies is thrown away as a whole, so a journal of its own would protect nothing.
+        # A build that dies is thrown away as a whole, so a journal of its own would protect nothing, and the files of
+        # one that does not are synced when it is committed.
         self._connection.execute("PRAGMA journal_mode = OFF")
+        self._connection.execute("PRAGMA synchronous = OFF")
+        self._connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         self._connection.execute(_SCHEMA)
 
     def add(self, records: Iterable[ImageRecord]) -> None:
-        """Append records.
+        """Append records; their rows go on from those before without a gap.
 
         Raises:
-            BuildError: two pictures have one id.
+            BuildError: the disk is full.
         """
         marks = ",".join("?" * len(_COLUMNS.split(",")))
         query = f"INSERT INTO images ({_COLUMNS}) VALUES ({marks})"  # noqa: S608 - only question marks
-        try:
+        with self._sentences():
             self._connection.executemany(query, map(_values, records))
-        except sqlite3.IntegrityError as error:
-            raise BuildError(f"Two pictures have the same id: {error}. Rename one of them.") from error
+
+    def group(self, firsts: NDArray[np.int64]) -> None:
+        """Put rows into groups of near-duplicates.
+
+        Args:
+            firsts: for each row the row of the first picture of its group, -1 where it is in none; shape (n,).
+
+        Raises:
+            BuildError: the disk is full.
+        """
+        changes = ((int(firsts[row]), int(row)) for row in np.flatnonzero(firsts >= 0))
+        query = "UPDATE images SET near_group = (SELECT id FROM images WHERE row = ?) WHERE row = ?"
+        with self._sentences():
+            self._connection.executemany(query, changes)
 
     def finish(self) -> None:
-        """Add what makes lookups fast, and close the file."""
-        self._connection.execute("CREATE INDEX images_label ON images (label) WHERE label IS NOT NULL")
-        self._connection.commit()
+        """Add what makes lookups fast, and close the file.
+
+        Raises:
+            BuildError: two pictures have one id, or the disk is full.
+        """
+        with self._sentences():
+            self._connection.commit()
+            self._connection.executescript(_INDEXES)
         self._connection.close()
 
     def close(self) -> None:
         """Close the file as it is; harmless after `finish`."""
         self._connection.close()
 
+    @contextmanager
+    def _sentences(self) -> Iterator[None]:
+        """Turn SQLite's errors into sentences."""
+        try:
+            yield
+        except sqlite3.IntegrityError as error:
+            raise BuildError(f"Two pictures have the same id: {error}. Rename one of them.") from error
+        except sqlite3.OperationalError as error:
+            raise BuildError(f"The catalogue {self._path} cannot be written: {error}.") from error
+
 
 def _values(record: ImageRecord) -> tuple[Any, ...]:
-    metadata = json.dumps(record.metadata, ensure_ascii=False, sort_keys=True)
-    head = (record.row, record.id, record.path, record.content_hash, record.media_type, record.width, record.height)
-    return (*head, record.label, record.caption, metadata, *record.thumbnail)
+    return (
+        record.row,
+        record.id,
+        record.source,
+        record.path,
+        record.place,
+        record.size,
+        record.stamp,
+        bytes.fromhex(record.content_hash),
+        record.media_type,
+        record.width,
+        record.height,
+        record.label,
+        record.caption,
+        json.dumps(record.metadata, ensure_ascii=False, sort_keys=True) if record.metadata else "{}",
+        *record.thumbnail,
+        # SQLite's integers are signed.
+        record.perceptual_hash - (record.perceptual_hash >> 63 << 64),
+        record.group,
+    )
 
 
 def _record(values: tuple[Any, ...]) -> ImageRecord:
-    row, image_id, path, content_hash, media_type, width, height, label, caption, metadata, offset, size = values
+    row, image_id, source, path, place, size, stamp, content_hash, media_type, width, height, *rest = values
+    label, caption, metadata, offset, thumbnail_size, perceptual_hash, near_group = rest
     return ImageRecord(
         row=row,
         id=image_id,
         path=path,
-        content_hash=content_hash,
+        content_hash=content_hash.hex(),
         media_type=media_type,
         width=width,
         height=height,
-        thumbnail=(offset, size),
+        thumbnail=(offset, thumbnail_size),
         label=label,
         caption=caption,
         metadata=json.loads(metadata),
+        source=source,
+        place=place,
+        size=size,
+        stamp=stamp,
+        perceptual_hash=perceptual_hash & (1 << 64) - 1,
+        group=near_group,
     )

@@ -1,6 +1,6 @@
 """The encoder seam: what a dual encoder is, what names and identifies one, and how to load it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol, Self
 
@@ -9,13 +9,18 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 from pydantic import BaseModel, ConfigDict
 
+from indexer.errors import EncoderError
+from indexer.images import RGB
 from indexer.settings import Settings
 
 Embeddings = NDArray[np.float32]
 """Shape (n, dim), rows of length 1: the inner product of two rows is their cosine similarity."""
 
-Pixels = NDArray[np.float32]
-"""Shape (3, height, width): one picture as the image tower takes it."""
+Pixels = NDArray[np.uint8]
+"""Shape (3, height, width): one picture, resized and cut as the image tower wants it, and not yet normalised."""
+
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
+"""What an encoder computes in. Its embeddings are float32 whatever it is."""
 
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parent / "models" / "demo"
@@ -59,6 +64,8 @@ class EncoderSpec(BaseModel):
             normalisation). It keys the embeddings.
         text: SHA-256 of the text half (text tower, tokenizer, context length). It may change without encoding a
             picture again.
+        precision: what the pictures are encoded in. Embeddings of one image half can be compared whatever theirs, but
+            are equal only where it is the same.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -67,6 +74,7 @@ class EncoderSpec(BaseModel):
     dim: int
     image: str
     text: str
+    precision: Precision = "fp32"
 
 
 class Encoder(Protocol):
@@ -82,8 +90,9 @@ class Encoder(Protocol):
         """Factor on cosine similarities before a softmax over texts, learned in training."""
         ...
 
-    def preprocess(self, image: Image) -> Pixels:
-        """Turn an upright RGB picture of any size into what `encode_images` takes."""
+    @property
+    def preprocess(self) -> Callable[[Image | RGB], Pixels]:
+        """What turns an upright RGB picture of any size into what `encode_images` takes; decoding processes take it."""
         ...
 
     def encode_images(self, pixels: Sequence[Pixels]) -> Embeddings:
@@ -99,17 +108,38 @@ class Encoder(Protocol):
         ...
 
 
-def load_encoder(name: EncoderName, *, device: Literal["auto", "cpu", "cuda"], threads: int) -> Encoder:
-    """Load an encoder.
+def load_encoder(name: EncoderName, *, device: str, threads: int, precision: Precision | None = None) -> Encoder:
+    """Load an encoder that runs on torch.
 
     Args:
         name: see `Settings.model`.
-        device: `auto` takes CUDA where torch finds it.
+        device: `auto`, `cpu`, `cuda`, or one of several as `cuda:1`; `auto` takes CUDA where torch finds it.
         threads: for one call of the encoder; 0 means one per core.
+        precision: None takes `fp32` on a CPU, which has no faster one, and the half precision that a GPU is made for.
 
     Raises:
-        EncoderError: no such model or weights, or the weights belong to another architecture.
+        EncoderError: no such model or weights, the weights belong to another architecture, or the device or the
+            precision cannot be had.
     """
     from indexer.open_clip_encoder import OpenClipEncoder  # noqa: PLC0415 - torch takes seconds to import
 
-    return OpenClipEncoder.load(name, device=device, threads=threads)
+    return OpenClipEncoder.load(name, device=device, threads=threads, precision=precision)
+
+
+def accelerated(encoder: Encoder, cache: Path, *, threads: int, precision: Literal["fp32", "int8"] = "fp32") -> Encoder:
+    """Return the same encoder run by ONNX Runtime: on a CPU up to twice as fast, once it has been exported.
+
+    Args:
+        encoder: what `load_encoder` returned, in single precision.
+        cache: folder of exported models; `~` is the user's home. An export takes half a minute, a later load seconds.
+        threads: for one call of the encoder; 0 means one per core.
+        precision: `fp32`, whose embeddings mix with torch's, or `int8`, faster and less exact.
+
+    Raises:
+        EncoderError: ONNX Runtime is not installed, or the exported model is not equal to the original.
+    """
+    try:
+        from indexer.onnx_encoder import OnnxEncoder  # noqa: PLC0415 - an extra, and torch takes seconds to import
+    except ModuleNotFoundError as error:
+        raise EncoderError(f"{error.name} is not installed; `pip install 'kindred[onnx]'` does.") from error
+    return OnnxEncoder.of(encoder, cache, threads=threads, precision=precision)

@@ -9,10 +9,13 @@
     + CorruptSnapshot       a file is missing, changed, or disagrees with another
   x BuildError              a build cannot start or finish
     + BuildRunning          another build holds the lock of the snapshot folder
+    + BuildInterrupted      it was told to stop; the same command goes on from there
+    + CorruptShard          a file of its finished work is gone or changed
   x TrainingError           a model cannot be trained: settings or data do not allow it
 """
 
 from enum import StrEnum
+from typing import Self
 
 
 class Reason(StrEnum):
@@ -27,6 +30,11 @@ class Reason(StrEnum):
     BAD_NAME = "bad_name"
     OUTSIDE_SOURCE = "outside_source"
     CHANGED = "changed"
+    UNREACHABLE = "unreachable"
+    FORBIDDEN_ADDRESS = "forbidden_address"
+    TOO_MUCH_MEMORY = "too_much_memory"
+    TOO_SLOW = "too_slow"
+    KILLED_WORKER = "killed_worker"
 
 
 class KindredError(Exception):
@@ -39,6 +47,10 @@ class ImageError(KindredError):
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Reason, str]]:
+        # Exceptions are unpickled from their args, which here are the detail alone; worker processes raise these.
+        return type(self), (self.reason, str(self))
 
 
 class EncoderError(KindredError):
@@ -67,6 +79,14 @@ class BuildError(KindredError):
 
 class BuildRunning(BuildError):
     """Another build holds the lock of the snapshot folder."""
+
+
+class BuildInterrupted(BuildError):
+    """A build was told to stop. What it has finished is kept: the same command goes on from there."""
+
+
+class CorruptShard(BuildError):
+    """A file of finished work is gone, or has changed since it was written."""
 
 
 class TrainingError(KindredError):

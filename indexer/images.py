@@ -3,22 +3,31 @@
 The policy: size cap, magic bytes of an allowed format, pixel limit from the header, first frame, EXIF orientation, then
 8-bit RGB. Pillow's own `convert("RGB")` turns 16-bit pictures white and transparent ones black, so those modes are
 converted here.
+
+Pillow reads every header and decides what is a picture. The pixels of a plain JPEG come from simplejpeg, which takes
+half the time: the same libjpeg-turbo, but into an array, where Pillow copies twice before torch or numpy can look.
 """
 
 import hashlib
 import io
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
 import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from indexer.errors import ImageError, Reason
 from indexer.settings import Settings
+
+RGB = NDArray[np.uint8]
+"""Shape (height, width, 3): a picture of any size, upright, 8-bit RGB."""
 
 MEDIA_TYPES = {
     "JPEG": "image/jpeg",
@@ -35,15 +44,15 @@ THUMBNAIL_SIDE = 256
 # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its side for little memory.
 _JPEG_REDUCTIONS = (2, 4, 8)
 
-# How to turn a picture upright, by its EXIF orientation; the last four swap width and height.
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+# How a picture is turned upright, by its EXIF orientation; the last four swap width and height.
+_TURNS: dict[int, Callable[[NDArray[np.void]], NDArray[np.void]]] = {
+    2: lambda stored: stored[:, ::-1],
+    3: lambda stored: stored[::-1, ::-1],
+    4: lambda stored: stored[::-1],
+    5: lambda stored: stored.T,
+    6: lambda stored: stored[::-1].T,
+    7: lambda stored: stored[::-1, ::-1].T,
+    8: lambda stored: stored.T[::-1],
 }
 _SWAPPING = (5, 6, 7, 8)
 
@@ -62,14 +71,19 @@ class ImageFile:
     location: Path
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Decoded:
-    """A decoded picture: 8-bit RGB, upright; `width` and `height` are the whole picture's, in pixels."""
+    """A decoded picture; `width` and `height` are the whole picture's, in pixels, where `rgb` may be a reduced one."""
 
-    image: Image.Image
+    rgb: RGB
     media_type: str
     width: int
     height: int
+
+    @cached_property
+    def image(self) -> Image.Image:
+        """The picture as Pillow's. That is a copy: 20 ms for 12 million pixels."""
+        return Image.fromarray(self.rgb)
 
 
 @dataclass(frozen=True)
@@ -147,31 +161,52 @@ def decode(data: bytes, policy: DecodePolicy) -> Decoded:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
-            if width * height > policy.max_pixels:
+            whole = width * height <= policy.max_pixels
+            if not whole:
                 _reduce(image, policy)
-            image.load()
+            stored = _plain_jpeg(image, data) if whole else None
+            if stored is None:
+                image.load()
+                stored = np.array(_to_rgb(image))
             orientation = _orientation(image)
             if orientation in _SWAPPING:
                 width, height = height, width
-            upright = image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
-            return Decoded(_to_rgb(upright), _media_type(image), width, height)
+            return Decoded(_upright(stored, orientation), _media_type(image), width, height)
     except ImageError:
         raise
     except UnidentifiedImageError as error:
         raise ImageError(Reason.NOT_AN_IMAGE, f"This is no picture; known are {', '.join(FORMATS)}.") from error
+    except MemoryError as error:
+        raise ImageError(Reason.TOO_MUCH_MEMORY, "The picture takes more memory than there is.") from error
     except Exception as error:
         # Pillow's decoders raise whatever a damaged file makes them trip over: OSError, SyntaxError, ValueError,
-        # struct.error, OverflowError, MemoryError and more. Each of them is this one picture's fault.
+        # struct.error, OverflowError and more. Each of them is this one picture's fault.
         raise ImageError(Reason.UNREADABLE, f"The picture is damaged: {str(error) or type(error).__name__}.") from error
 
 
 def thumbnail(image: Image.Image) -> bytes:
-    """Return an RGB picture as a JPEG that fits a square of `THUMBNAIL_SIDE` pixels."""
+    """Return an RGB picture as a JPEG that fits a square of `THUMBNAIL_SIDE` pixels.
+
+    What `preprocessing.shrink` made is only encoded; of a whole picture, Pillow first makes a small one, which takes
+    eight times as long as `shrink`.
+    """
     small = image.copy()
     small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), reducing_gap=2.0)
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=80)
     return buffer.getvalue()
+
+
+def perceptual_hash(image: Image.Image) -> int:
+    """Return 64 bits (0 to 2**64 - 1) of which near-duplicates share most: count the bits in which two differ.
+
+    The signs of the 8 x 8 lowest frequencies of the picture's brightness, against their median
+    (https://www.hackerfactor.com/blog/index.php?/archives/432-Looks-Like-It.html). It looks at 32 x 32 pixels, so give
+    it a small picture.
+    """
+    import imagehash  # noqa: PLC0415 - imports SciPy, which takes a second; the service hashes nothing
+
+    return int(str(imagehash.phash(image)), 16)
 
 
 def _media_type(image: Image.Image) -> str:
@@ -198,6 +233,29 @@ def _reduce(image: Image.Image, policy: DecodePolicy) -> None:
     if image.width * image.height > policy.max_pixels:
         detail = f"The picture has {width} x {height} pixels; the limit is {policy.max_pixels:,} in all."
         raise ImageError(Reason.TOO_MANY_PIXELS, detail)
+
+
+def _plain_jpeg(image: Image.Image, data: bytes) -> RGB | None:
+    """Return the pixels of an opened JPEG as stored; None where Pillow shall decode it, or refuse it."""
+    if image.format != "JPEG" or image.mode not in {"RGB", "L"}:
+        return None
+    try:
+        # Pillow's header was held against the limits: a file whose headers contradict each other must not pass it.
+        if simplejpeg.decode_jpeg_header(data)[:2] != (image.height, image.width):
+            return None
+        # It also refuses what libjpeg only warns of, such as stray bytes; which of that is a picture, Pillow says.
+        stored: RGB = simplejpeg.decode_jpeg(data, "RGB")
+    except ValueError:
+        return None
+    return stored
+
+
+def _upright(stored: RGB, orientation: int) -> RGB:
+    """Turn a picture; numpy moves pixels as wholes in half the time that it takes for three bytes each."""
+    if orientation not in _TURNS:
+        return stored
+    turned = np.ascontiguousarray(_TURNS[orientation](stored.view("V3")[..., 0]))
+    return turned.view(np.uint8).reshape(*turned.shape, 3)
 
 
 def _may_be_file(location: Path) -> bool:

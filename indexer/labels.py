@@ -1,11 +1,12 @@
 """Labels: what the user says of each picture, by folder name or from a table. The one reader of tables."""
 
 import csv
+import io
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 from indexer.errors import BuildError
 
@@ -38,34 +39,6 @@ class Description:
             )
         stripped = (each.strip() for each in given or [])
         return tuple(dict.fromkeys(each for each in (self.caption, *stripped) if each))
-
-
-Describe = Callable[[str], Description]
-"""From a picture's path to its description."""
-
-
-def load_labels(labels: str | None, source: Path) -> Describe:
-    """Return where descriptions come from.
-
-    Args:
-        labels: `parent` (the name of the folder that a picture is in), a `.csv`, `.jsonl` or `.parquet` table, or None.
-        source: the collection; the paths of a table are relative to it, or absolute.
-
-    Raises:
-        BuildError: the table cannot be read, or names no picture of the collection.
-    """
-    if labels is None:
-        return lambda _: Description()
-    if labels == PARENT:
-        return lambda path: Description(label=PurePosixPath(path).parent.name or None)
-    table = dict(read_descriptions(Path(labels), source))
-    if not any(_is_picture(source, path) for path in table):
-        example = next(iter(table), "none")
-        raise BuildError(
-            f"{labels} names no picture of {source}. Its paths must be relative to that folder, or absolute; "
-            f"its first is {example!r}."
-        )
-    return lambda path: table.get(path, Description())
 
 
 def read_descriptions(table: Path, source: Path) -> Iterator[tuple[str, Description]]:
@@ -101,13 +74,35 @@ def read_rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     if table.suffix not in _READERS:
         raise BuildError(f"Labels come from 'parent' or a table ending in .csv, .jsonl or .parquet, not from {table}.")
     try:
-        yield from _READERS[table.suffix](table)
+        with table.open("rb") as file:
+            yield from parse_rows(file, str(table))
     except OSError as error:
         raise BuildError(f"The table {table} cannot be read: {error.strerror or error}.") from error
+
+
+def parse_rows(file: BinaryIO, table: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the rows of an open table as `read_rows` does; its name, by whose ending it is read, ends in `TABLES`.
+
+    Raises:
+        BuildError: the file is no such table.
+        OSError: it cannot be read.
+    """
+    try:
+        yield from _READERS[PurePosixPath(table).suffix](file, table)
     except UnicodeDecodeError as error:
         raise BuildError(f"The table {table} is not UTF-8: {error}.") from error
     except csv.Error as error:
         raise BuildError(f"The table {table} is no CSV: {error}.") from error
+
+
+def lines(file: BinaryIO) -> Iterator[str]:
+    """Yield the lines of an open text file as they are written, with their ends.
+
+    Raises:
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    with io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
+        yield from text
 
 
 def parse_object(text: str | bytes, where: str) -> dict[str, Any]:
@@ -126,43 +121,28 @@ def parse_object(text: str | bytes, where: str) -> dict[str, Any]:
     return row
 
 
-def _is_picture(source: Path, path: str) -> bool:
-    try:
-        return not Path(path).is_absolute() and (source / path).is_file()
-    except OSError:  # such as a name that is too long for the file system
-        return False
-
-
-def _lines(table: Path) -> Iterator[str]:
-    with table.open(encoding="utf-8-sig", newline="") as file:
-        yield from file
-
-
-def _csv_rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, row in enumerate(csv.DictReader(_lines(table)), start=1):
+def _csv_rows(file: BinaryIO, _: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, row in enumerate(csv.DictReader(lines(file)), start=1):
         # Columns beyond the header come under the key None; a short row's columns have the value None.
         yield number, {key: value for key, value in row.items() if key is not None and value not in {None, ""}}
 
 
-def _jsonl_rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(_lines(table), start=1):
+def _jsonl_rows(file: BinaryIO, table: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(lines(file), start=1):
         if line.strip():
             yield number, parse_object(line, f"Row {number} of {table}")
 
 
-def _parquet_rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _parquet_rows(file: BinaryIO, table: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    from pyarrow import ArrowException, parquet  # noqa: PLC0415 - it is large, and the service reads no tables
+
     try:
-        from pyarrow import ArrowException, parquet  # noqa: PLC0415 - an extra that few installations have
-    except ModuleNotFoundError as error:
-        raise BuildError(f"Reading {table} needs pyarrow: pip install kindred[train].") from error
-    with table.open("rb") as file:
-        try:
-            rows = (row for batch in parquet.ParquetFile(file).iter_batches() for row in batch.to_pylist())
-            for number, row in enumerate(rows, start=1):
-                yield number, _plain(row, f"Row {number} of {table}")
-        except (ArrowException, OSError) as error:
-            # Of some damage pyarrow speaks as an OSError.
-            raise BuildError(f"The table {table} is no Parquet: {str(error).strip()}.") from error
+        rows = (row for batch in parquet.ParquetFile(file).iter_batches() for row in batch.to_pylist())
+        for number, row in enumerate(rows, start=1):
+            yield number, _plain(row, f"Row {number} of {table}")
+    except (ArrowException, OSError) as error:
+        # Of some damage pyarrow speaks as an OSError.
+        raise BuildError(f"The table {table} is no Parquet: {str(error).strip()}.") from error
 
 
 def _plain(row: dict[str, Any], where: str) -> dict[str, Any]:
@@ -186,7 +166,7 @@ def _text(value: Any) -> str | None:
 
 # Bytes are no text: left as they are, they are refused rather than written out as b'...'.
 _JSON = (str, int, float, list, dict, bytes)
-_READERS: dict[str, Callable[[Path], Iterator[tuple[int, dict[str, Any]]]]] = {
+_READERS: dict[str, Callable[[BinaryIO, str], Iterator[tuple[int, dict[str, Any]]]]] = {
     ".csv": _csv_rows,
     ".jsonl": _jsonl_rows,
     ".parquet": _parquet_rows,

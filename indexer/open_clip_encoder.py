@@ -2,24 +2,29 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from threading import Lock
+from typing import Any, Self, TypeVar
 
 import numpy as np
-from PIL.Image import Image
 
-from indexer.encoder import DEMO, DEMO_FOLDER, Embeddings, EncoderName, EncoderSpec, Pixels
+from indexer.encoder import DEMO, DEMO_FOLDER, Embeddings, EncoderName, EncoderSpec, Pixels, Precision
 from indexer.errors import EncoderError
-from indexer.torch_runtime import open_clip, torch
+from indexer.preprocessing import Preprocessing
+from indexer.torch_runtime import devices, open_clip, torch
+
+T = TypeVar("T")
 
 # Parameters of the image half; all others are the text half's. open_clip names them so in each of its model classes.
 _IMAGE_PREFIX = "visual."
 
-# A transform that resizes the shorter side would blow a picture of 1 x 65,535 pixels up to gigabytes before it cuts
-# the centre out. Cutting to this aspect first leaves that centre as it was.
-_MAX_ASPECT = 16
+_DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# Inputs that are encoded at once. A CPU is fastest while what lies between two layers fits its cache: ViT-B-32 on two
+# cores encodes 21 pictures per second in batches of 16, 19 in 64, 14 in 256 (measured). A GPU wants large ones.
+_BATCH_SIZES = {"cpu": 16, "cuda": 256}
 
 
 @dataclass(frozen=True)
@@ -67,50 +72,82 @@ def load_model(name: EncoderName) -> LoadedModel:
 class OpenClipEncoder:
     """A dual encoder of open_clip: its model, its own preprocessing, its tokenizer."""
 
-    def __init__(self, spec: EncoderSpec, model: Any, tokenizer: Any, device: str) -> None:
-        self.spec = spec
-        self.logit_scale = float(model.logit_scale.detach().exp())
-        self._model = model.to(device).eval()
-        self._transform = open_clip.transform.image_transform_v2(_preprocess_cfg(model), is_train=False)
+    def __init__(
+        self, spec: EncoderSpec, model: Any, tokenizer: Any, device: str, precision: Precision = "fp32"
+    ) -> None:
+        """Encode with a model whose parameters have the type of `precision`."""
+        self.spec = spec.model_copy(update={"precision": precision})
+        self.logit_scale = float(model.logit_scale.detach().float().exp())
+        self.preprocess = Preprocessing.of(asdict(_preprocess_cfg(model)))
+        self.device = torch.device(device)
+        self.model = model.to(device).eval()
         self._tokenizer = tokenizer
-        self._device = device
+        self._dtype = _DTYPES[precision]
+        self._batch_size = _BATCH_SIZES.get(self.device.type, 16)
+        self._mean = torch.tensor(self.preprocess.mean, device=device).view(3, 1, 1)
+        self._std = torch.tensor(self.preprocess.std, device=device).view(3, 1, 1)
+        # One call at a time. Each takes all the threads it may, and torch would give every thread that calls a team of
+        # its own; one call with two threads encodes as much as two with one each, to within the noise (measured).
+        self._lock = Lock()
 
     @classmethod
-    def load(cls, name: EncoderName, *, device: Literal["auto", "cpu", "cuda"], threads: int) -> Self:
+    def load(cls, name: EncoderName, *, device: str, threads: int, precision: Precision | None) -> Self:
         """Load a model as `indexer.encoder.load_encoder` says."""
         if threads:
             torch.set_num_threads(threads)
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = devices()[0] if device == "auto" else device
         loaded = load_model(name)
-        return cls(loaded.spec(), loaded.model, loaded.tokenizer, device)
-
-    def preprocess(self, image: Image) -> Pixels:
-        """Apply the model's own evaluation transform to an RGB picture."""
-        pixels: Pixels = self._transform(limit_aspect(image)).numpy()
-        return pixels
+        spec, model = loaded.spec(), loaded.model
+        try:
+            on_gpu = torch.device(device).type == "cuda"
+            precision = precision or (_best_precision() if on_gpu else "fp32")
+            if precision not in _DTYPES:
+                raise EncoderError(f"torch encodes in {', '.join(_DTYPES)}; {precision} is ONNX Runtime's.")
+            layout = torch.channels_last if on_gpu else torch.preserve_format
+            model = model.to(device, _DTYPES[precision], memory_format=layout)
+        except (RuntimeError, AssertionError) as error:  # torch's ways to say that there is no such device
+            raise EncoderError(f"The device {device!r} cannot be used: {error}") from error
+        return cls(spec, model, loaded.tokenizer, device, precision)
 
     def encode_images(self, pixels: Sequence[Pixels]) -> Embeddings:
         """Encode n preprocessed pictures into shape (n, dim)."""
-        if not pixels:
-            return np.empty((0, self.spec.dim), np.float32)
-        with torch.inference_mode():
-            batch = torch.from_numpy(np.stack(pixels)).to(self._device)
-            embeddings: Embeddings = self._model.encode_image(batch, normalize=True).float().cpu().numpy()
-            return embeddings
+        return self._encode(pixels, lambda batch: self.model.encode_image(self._normalised(batch)))
 
     def encode_texts(self, texts: Sequence[str]) -> Embeddings:
         """Encode n texts into shape (n, dim)."""
-        if not texts:
+        return self._encode(texts, lambda batch: self.model.encode_text(self.tokens(batch).to(self.device)))
+
+    def tokens(self, texts: Sequence[str]) -> torch.Tensor:
+        """Return what the text tower reads, int64 of shape (n, context length), with zeros after the end mark."""
+        tokens: torch.Tensor = self._tokenizer(list(texts))
+        return tokens
+
+    def _encode(self, inputs: Sequence[T], tower: Callable[[Sequence[T]], torch.Tensor]) -> Embeddings:
+        if not inputs:
             return np.empty((0, self.spec.dim), np.float32)
-        with torch.inference_mode():
-            tokens = self._tokenizer(list(texts)).to(self._device)
-            embeddings: Embeddings = self._model.encode_text(tokens, normalize=True).float().cpu().numpy()
+        starts = range(0, len(inputs), self._batch_size)
+        with self._lock, torch.inference_mode():
+            # On a GPU each batch is only queued, and fetched at the end: the next is stacked while it is encoded.
+            batches = [tower(inputs[start : start + self._batch_size]).float() for start in starts]
+            embeddings: Embeddings = torch.nn.functional.normalize(torch.cat(batches), dim=-1).cpu().numpy()
             return embeddings
+
+    def _normalised(self, pixels: Sequence[Pixels]) -> torch.Tensor:
+        """Return what the image tower takes, shape (n, 3, height, width). A GPU is sent bytes, a quarter of floats."""
+        on_gpu = self.device.type == "cuda"
+        stacked = torch.empty((len(pixels), *pixels[0].shape), dtype=torch.uint8, pin_memory=on_gpu)
+        np.stack(pixels, out=stacked.numpy())
+        batch = stacked.to(self.device, non_blocking=True).float().div_(255).sub_(self._mean).div_(self._std)
+        return batch.to(self._dtype, memory_format=torch.channels_last if on_gpu else torch.preserve_format)
 
     def count_tokens(self, texts: Sequence[str]) -> int:
         """Count the tokens that are not padding."""
-        return int((self._tokenizer(list(texts)) != 0).sum()) if texts else 0
+        return int((self.tokens(texts) != 0).sum()) if texts else 0
+
+
+def _best_precision() -> Precision:
+    """Return the half precision that the GPU computes fastest in."""
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
 def _source(model: str) -> str:
@@ -162,13 +199,3 @@ def _digest(facts: list[Any], parameters: dict[str, Any]) -> str:
         digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def limit_aspect(image: Image) -> Image:
-    """Cut the centre out of a picture that is more than `_MAX_ASPECT` times as long as it is wide."""
-    width, height = image.size
-    side = min(width, height) * _MAX_ASPECT
-    if max(width, height) <= side:
-        return image
-    left, top = max(0, (width - side) // 2), max(0, (height - side) // 2)
-    return image.crop((left, top, left + min(width, side), top + min(height, side)))

@@ -20,10 +20,10 @@ from PIL.Image import Image
 from indexer.ahead import BATCH_SIZE, ahead
 from indexer.encoder import Embeddings, Encoder, Pixels
 from indexer.errors import BuildError, ImageError
-from indexer.images import DecodePolicy, ImageFile, decode, read, scan
+from indexer.images import RGB, DecodePolicy, ImageFile, decode, read, scan
 from indexer.labels import PARENT, TABLES, Description, read_descriptions
 from indexer.progress import Reporter
-from indexer.shards import find_shards, read_shard
+from indexer.tars import find_shards, read_shard
 
 GPR1200 = "gpr1200"
 LABEL = "label"
@@ -85,12 +85,20 @@ class Samples(Sequence[Sample]):
         return self._pictures[i].read(self._policy)
 
     def image(self, i: int) -> Image:
-        """Return picture i as upright 8-bit RGB.
+        """Return picture i as upright 8-bit RGB; for those who need Pillow, since it takes a copy.
 
         Raises:
             ImageError: it cannot be read or decoded.
         """
         return decode(self.read(i), self._policy).image
+
+    def rgb(self, i: int) -> RGB:
+        """Return the pixels of picture i.
+
+        Raises:
+            ImageError: it cannot be read or decoded.
+        """
+        return decode(self.read(i), self._policy).rgb
 
     def column(self, name: str) -> list[str | None]:
         """Return `label`, or a column of the metadata, as text; None where a sample has none.
@@ -214,7 +222,7 @@ def encode_samples(samples: Samples, encoder: Encoder, progress: Reporter | None
     batches: list[Embeddings] = []
     skipped: list[tuple[str, ImageError]] = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        prepared = ahead(pool, lambda i: encoder.preprocess(samples.image(i)), range(len(samples)))
+        prepared = ahead(lambda i: pool.submit(lambda: encoder.preprocess(samples.rgb(i))), range(len(samples)))
         while batch := list(itertools.islice(prepared, BATCH_SIZE)):
             pixels: list[Pixels] = []
             for i, waiting in batch:

@@ -39,3 +39,21 @@ class Settings(BaseSettings):
 
     max_pixels: int = Field(default=50_000_000, gt=0)
     """Most pixels a picture may have once decoded. A JPEG of up to 64 times as many is decoded at reduced size."""
+
+    backend: Literal["auto", "torch", "onnx", "onnx-int8"] = "auto"
+    """What runs the encoder of a build; `auto` takes ONNX Runtime for large ones on a CPU, where it is installed."""
+
+    cache: Path = Path("~/.cache/kindred")
+    """Folder for models exported to ONNX."""
+
+    workers: int = Field(default=0, ge=0)
+    """Processes that read and decode; 0 means one per core, and four per core where pictures come over a network."""
+
+    decode_seconds: int = Field(default=30, gt=0)
+    """Processor time that one picture may take to be decoded, in seconds; four times as much by the clock."""
+
+    decode_memory: int = Field(default=2 * 2**30, gt=0)
+    """Memory that one picture may take to be decoded, in bytes."""
+
+    fetch_hosts: tuple[str, ...] = ()
+    """Hosts (JSON list) that pictures may be fetched from by http(s); `*` is every public one. Empty: none."""

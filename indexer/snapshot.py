@@ -14,20 +14,25 @@ from typing import Literal, Self
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from indexer.catalog import Catalog, ImageRecord
 from indexer.encoder import Embeddings, EncoderSpec
 from indexer.errors import CorruptSnapshot, ImageError, Reason
-from indexer.images import DecodePolicy, ImageFile, content_hash, read
+from indexer.images import DecodePolicy, content_hash
 from indexer.index import VectorIndex
+from indexer.sources.fetch import FetchPolicy
+from indexer.sources.opening import open_sources
 
 MANIFEST = "manifest.json"
 EMBEDDINGS = "embeddings.npy"
 INDEX = "index.faiss"
 CATALOG = "catalog.sqlite"
 THUMBNAILS = "thumbnails.bin"
-SKIPPED = "skipped.jsonl"
+SKIPPED = "skipped.parquet"
+
+NEAR_DUPLICATES = 0.95
+"""Cosine similarity from which pictures that look the same are grouped: `near_duplicates.py` says how it was chosen."""
 
 # Scores are compared, and given out, to this many decimals: what is beyond differs with the order of additions.
 _SCORE_DECIMALS = 6
@@ -49,28 +54,31 @@ class BuildOptions(BaseModel):
     """What a build was asked for, apart from the encoder; a reindex asks for the same.
 
     Attributes:
-        source: absolute path of the collection.
+        sources: where the pictures are, as `indexer.sources.opening` understands it; local paths are absolute.
         labels: `parent`, the absolute path of a table, or None.
         index: a FAISS factory string or `auto`.
+        near_duplicates: cosine similarity from which pictures that look the same are grouped; None groups none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    source: Path
+    sources: tuple[str, ...]
     labels: str | None = None
     index: str = "auto"
+    near_duplicates: float | None = Field(default=NEAR_DUPLICATES, ge=0, le=1)
 
 
 class Manifest(BaseModel):
-    """The description of a snapshot."""
+    """The description of a snapshot; `created_at` is when its build began."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     id: str
     created_at: datetime
     options: BuildOptions
     encoder: EncoderSpec
+    limits: DecodePolicy
     factory: str
     count: int
     skipped: dict[Reason, int]
@@ -162,8 +170,11 @@ class Snapshot:
         Raises:
             ImageError: the file is gone or has changed.
         """
-        source = self.manifest.options.source
-        data = read(ImageFile(image.path, source / image.path), source, policy)
+        name = self.manifest.options.sources[image.source]
+        source = open_sources([name], FetchPolicy())[0]
+        if source.remote:
+            raise ImageError(Reason.UNREACHABLE, f"The file of picture {image.id} lies in {name}: get it from there.")
+        data = source.read(image.place or image.path, policy)
         if content_hash(data) != image.content_hash:
             raise ImageError(Reason.CHANGED, f"The file of picture {image.id} has changed since it was indexed.")
         return data
@@ -213,7 +224,10 @@ def read_manifest(folder: Path) -> Manifest:
     except OSError as error:
         raise CorruptSnapshot(f"{folder} has no readable manifest: {error.strerror}.") from error
     except ValidationError as error:
-        raise CorruptSnapshot(f"{folder / MANIFEST} is not a manifest of format 1: {error}") from error
+        raise CorruptSnapshot(
+            f"{folder / MANIFEST} is not a manifest of format 2; a snapshot of an earlier kindred is to be built anew: "
+            f"{error}"
+        ) from error
 
 
 def file_facts(path: Path) -> FileFacts:

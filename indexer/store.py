@@ -4,12 +4,11 @@ snapshots/
   CURRENT                        id of the current snapshot and SHA-256 of its manifest; replaced, never written
   TEXT_ENCODER                   encoder for queries, where an administrator has put another in (optional)
   .lock                          held by the one build, or prune, that may run
-  .building-<id>/                a build in progress; nobody reads it
+  .work/                         what an interrupted build goes on from: see `journal.py`
+  .building-<id>/                a snapshot being put together; nobody reads it
   20260101T120000-012345/        a snapshot, named by when it was built (UTC); nothing in it ever changes
 """
 
-import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
+from indexer.durable import sweep, sync, write_whole
 from indexer.encoder import EncoderName
 from indexer.errors import BuildRunning, CorruptSnapshot, NoSnapshot
 from indexer.snapshot import MANIFEST, Manifest, Snapshot, file_facts, read_manifest
@@ -25,6 +25,7 @@ from indexer.snapshot import MANIFEST, Manifest, Snapshot, file_facts, read_mani
 _CURRENT = "CURRENT"
 _TEXT_ENCODER = "TEXT_ENCODER"
 _BUILDING = ".building-"
+_WORK = ".work"
 
 
 class SnapshotStore:
@@ -87,12 +88,12 @@ class SnapshotStore:
         self.manifest(snapshot_id)
         return Snapshot.open(self.folder / snapshot_id)
 
-    def publish(self, snapshot_id: str) -> None:
-        """Make a snapshot current, after verifying it."""
-        snapshot = self.open(snapshot_id)
-        snapshot.check_canaries()
-        manifest_hash = file_facts(snapshot.folder / MANIFEST).sha256
-        self._replace(_CURRENT, f"{snapshot_id} {manifest_hash}\n")
+    def publish(self, snapshot_id: str, *, verified: bool = False) -> None:
+        """Make a snapshot current, after verifying it, unless it has just been opened."""
+        if not verified:
+            self.open(snapshot_id).check_canaries()
+        manifest_hash = file_facts(self.folder / snapshot_id / MANIFEST).sha256
+        write_whole(self.folder / _CURRENT, f"{snapshot_id} {manifest_hash}\n".encode())
 
     def previous(self) -> str:
         """Return the id of the newest snapshot that is older than the current one.
@@ -136,7 +137,7 @@ class SnapshotStore:
         if name is None:
             (self.folder / _TEXT_ENCODER).unlink(missing_ok=True)
         else:
-            self._replace(_TEXT_ENCODER, name.model_dump_json() + "\n")
+            write_whole(self.folder / _TEXT_ENCODER, f"{name.model_dump_json()}\n".encode())
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -152,8 +153,15 @@ class SnapshotStore:
         except Timeout as error:
             raise BuildRunning(f"Another build is running in {self.folder}; wait for it or stop it.") from error
 
+    def work(self) -> Path:
+        """Return the folder of finished work that is not in a snapshot yet. Needs the lock."""
+        folder = self.folder / _WORK
+        (folder / "shards").mkdir(parents=True, exist_ok=True)
+        return folder
+
     def start(self, snapshot_id: str) -> Path:
-        """Return an empty folder to build a snapshot in, after removing what dead builds left. Needs the lock."""
+        """Return an empty folder to put a snapshot together in, without what dead builds left. Needs the lock."""
+        sweep(self.folder)
         for path in self.folder.glob(f"{_BUILDING}*"):
             shutil.rmtree(path)
         folder = self.folder / f"{_BUILDING}{snapshot_id}"
@@ -161,7 +169,7 @@ class SnapshotStore:
         return folder
 
     def commit(self, building: Path) -> str:
-        """Give a folder from `start`, its manifest written, its final name, and return that id.
+        """Verify a folder from `start`, its manifest written, give it its final name, and return its id.
 
         Raises:
             CorruptSnapshot: it cannot be opened; FAISS, for one, says nothing of a full disk.
@@ -170,10 +178,10 @@ class SnapshotStore:
         snapshot_id = building.name.removeprefix(_BUILDING)
         for path in building.iterdir():
             path.chmod(0o444)
-            _sync(path)
-        _sync(building)
+            sync(path)
+        sync(building)
         building.rename(self.folder / snapshot_id)
-        _sync(self.folder)
+        sync(self.folder)
         return snapshot_id
 
     def _pointer(self) -> tuple[str, str] | None:
@@ -184,21 +192,3 @@ class SnapshotStore:
         except ValueError as error:
             raise CorruptSnapshot(f"{self.folder / _CURRENT} is not 'id hash'; publish or roll back anew.") from error
         return snapshot_id, manifest_hash
-
-    def _replace(self, name: str, text: str) -> None:
-        """Replace a small file as a whole, so that a reader sees the old one or the new one."""
-        # Neither threads nor process ids tell writers apart: in containers that share a folder, each is process 1.
-        temporary = self.folder / f".{name}.{secrets.token_hex(8)}"
-        temporary.write_text(text)
-        _sync(temporary)
-        temporary.replace(self.folder / name)
-        _sync(self.folder)
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,9 +1,10 @@
 """SnapshotWriter: writes the files of a snapshot as a build goes along, never holding them in memory."""
 
-import json
+from array import array
 from collections import Counter
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from contextlib import ExitStack
+from datetime import datetime
 from pathlib import Path
 from typing import Self
 
@@ -13,8 +14,11 @@ from numpy.typing import NDArray
 
 from indexer.catalog import CatalogWriter, ImageRecord
 from indexer.encoder import Embeddings, EncoderSpec
-from indexer.errors import ImageError, Reason
+from indexer.errors import Reason
+from indexer.images import DecodePolicy
 from indexer.index import VectorIndex
+from indexer.near_duplicates import group_near_duplicates
+from indexer.skipped import KnownSkip, SkippedWriter
 from indexer.snapshot import (
     CATALOG,
     EMBEDDINGS,
@@ -36,9 +40,10 @@ class SnapshotWriter:
         self._dim = dim
         self._rows = 0
         self._skipped: Counter[Reason] = Counter()
+        self._hashes = array("Q")  # 8 bytes a picture, needed together at the end
         self._embeddings = (folder / EMBEDDINGS).open("w+b")
         self._thumbnails = (folder / THUMBNAILS).open("wb")
-        self._skips = (folder / SKIPPED).open("w", encoding="ascii")
+        self._skips = SkippedWriter(folder / SKIPPED)
         self._catalog = CatalogWriter(folder / CATALOG)
         self._write_header()
         self._start_of_rows = self._embeddings.tell()
@@ -63,6 +68,7 @@ class SnapshotWriter:
         """Append pictures; record i belongs to row i of `embeddings`, shape (n, dim)."""
         self._embeddings.write(np.ascontiguousarray(embeddings, np.float32).data)
         self._catalog.add(records)
+        self._hashes.extend(record.perceptual_hash for record in records)
         self._rows += len(records)
 
     def add_thumbnail(self, thumbnail: bytes) -> tuple[int, int]:
@@ -71,11 +77,10 @@ class SnapshotWriter:
         self._thumbnails.write(thumbnail)
         return offset, len(thumbnail)
 
-    def skip(self, path: str, error: ImageError) -> None:
-        """Write down why a file is not in the snapshot."""
-        self._skipped[error.reason] += 1
-        # ASCII, so that a name that is no UTF-8 can be written down too.
-        self._skips.write(json.dumps({"path": path, "reason": error.reason, "detail": str(error)}) + "\n")
+    def skip(self, skip: KnownSkip) -> None:
+        """Write down why a picture is not in the snapshot."""
+        self._skipped[skip.picture.reason] += 1
+        self._skips.add(skip)
 
     def embedding(self, row: int) -> NDArray[np.float32]:
         """Return an embedding added before, shape (dim,)."""
@@ -86,18 +91,43 @@ class SnapshotWriter:
         self._embeddings.seek(0, 2)
         return np.frombuffer(data, np.float32)
 
-    def finish(self, snapshot_id: str, options: BuildOptions, encoder: EncoderSpec, factory: str) -> Manifest:
-        """Build the index, close the files and write the manifest."""
+    def finish(
+        self,
+        snapshot_id: str,
+        created_at: datetime,
+        options: BuildOptions,
+        encoder: EncoderSpec,
+        limits: DecodePolicy,
+        factory: str,
+        memory_limit: int | None = None,
+    ) -> Manifest:
+        """Group near-duplicates, build the index, close the files and write the manifest.
+
+        Args:
+            snapshot_id: its name.
+            created_at: when its build began.
+            options: what the build was asked for.
+            encoder: of the embeddings.
+            limits: by which pictures were read and decoded.
+            factory: of the index, as `resolve_factory` returns it.
+            memory_limit: bytes that building the index may take; None for any.
+        """
         self._embeddings.seek(0)
         self._write_header()
+        self._embeddings.flush()
+        embeddings = np.load(self._folder / EMBEDDINGS, mmap_mode="r")
+        if options.near_duplicates is not None:
+            hashes = np.frombuffer(self._hashes, np.uint64)
+            self._catalog.group(group_near_duplicates(hashes, embeddings, similarity=options.near_duplicates))
         self._catalog.finish()
         self.close()
-        VectorIndex.build(np.load(self._folder / EMBEDDINGS, mmap_mode="r"), factory).save(self._folder / INDEX)
+        VectorIndex.write(embeddings, factory, self._folder / INDEX, memory_limit)
         manifest = Manifest(
             id=snapshot_id,
-            created_at=datetime.now(UTC),
+            created_at=created_at,
             options=options,
             encoder=encoder,
+            limits=limits,
             factory=factory,
             count=self._rows,
             skipped=dict(self._skipped),
@@ -107,9 +137,10 @@ class SnapshotWriter:
         return manifest
 
     def close(self) -> None:
-        """Close all files."""
-        for file in (self._embeddings, self._thumbnails, self._skips, self._catalog):
-            file.close()
+        """Close all files, each even where another cannot be written to its end; harmless a second time."""
+        with ExitStack() as stack:
+            for file in (self._embeddings, self._thumbnails, self._skips, self._catalog):
+                stack.callback(file.close)
 
     def _write_header(self) -> None:
         # numpy leaves room in the header for the first axis to grow, so that it can be written again in place.

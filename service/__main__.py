@@ -70,12 +70,15 @@ def _welcome(address: str, live: LiveSearcher) -> list[str]:
     snapshot = live.searcher.snapshot
     image = snapshot.catalog.rows([0])[0]
     text = json.dumps({"query": [{"text": image.caption or image.label or "a red star"}], "limit": 5})
-    location = snapshot.manifest.options.source / image.path
+    location = Path(snapshot.manifest.options.sources[image.source], image.path)
+    uploads = [
+        f"  curl -s {address}/v1/search -F 'file=@{location}' -F limit=5",
+        f"  curl -s {address}/v1/classify -F 'file=@{location}'",
+    ]
     return [
         f"kindred serves {len(snapshot):,} pictures on {address} (documentation: {address}/docs). Try:",
         f"  curl -s {address}/v1/search -H 'Content-Type: application/json' -d '{text}'",
-        f"  curl -s {address}/v1/search -F 'file=@{location}' -F limit=5",
-        f"  curl -s {address}/v1/classify -F 'file=@{location}'",
+        *(uploads if location.is_file() else ()),  # it may lie in a tar, or elsewhere
         *filter(None, [live.searcher.encoder.spec.name.notice]),
     ]
 

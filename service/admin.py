@@ -1,7 +1,6 @@
 """The admin routes, behind the admin key: reindex, roll back, swap the text half of the encoder."""
 
 from http import HTTPStatus
-from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Response
@@ -9,6 +8,7 @@ from fastapi import APIRouter, Depends, Response
 from indexer.encoder import EncoderName
 from indexer.labels import PARENT
 from indexer.snapshot import BuildOptions
+from indexer.sources.opening import is_within
 from indexer.store import SnapshotStore
 from service.deps import AppSettings, JobRunner, Live, asked, require_admin
 from service.errors import NotReady, SourceForbidden
@@ -81,16 +81,17 @@ def _build_options(request: ReindexRequest, settings: ServiceSettings) -> tuple[
     if current is not None:
         manifest = store.manifest(current)
         before, name = manifest.options, manifest.encoder.name
-        roots = (*settings.roots, before.source)
-    elif request.source is not None:
-        before, name = BuildOptions(source=Path(request.source)), EncoderName.of(settings)
+        roots = (*settings.roots, *before.sources)
+    elif request.sources is not None:
+        before, name = BuildOptions(sources=tuple(request.sources)), EncoderName.of(settings)
         roots = settings.roots
     else:
-        raise NotReady("Nothing has been published yet, so a reindex needs a source.")
-    for path in (request.source, None if request.labels == PARENT else request.labels):
-        if path is not None and not any(Path(path).resolve().is_relative_to(root.resolve()) for root in roots):
+        raise NotReady("Nothing has been published yet, so a reindex needs sources.")
+    tables = [] if request.labels in {None, PARENT} else [str(request.labels)]
+    for path in (*(request.sources or ()), *tables):
+        if not is_within(path, roots):
             raise SourceForbidden(f"{path} is in none of the registered folders; add its folder to KINDRED_ROOTS.")
-    changes = request.model_dump(include={"source", "labels", "index"}, exclude_none=True)
+    changes = request.model_dump(include={"sources", "labels", "index"}, exclude_none=True)
     if request.model is not None:
         name = EncoderName(model=request.model, pretrained=request.pretrained)
     return BuildOptions.model_validate({**before.model_dump(), **changes}), name

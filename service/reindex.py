@@ -93,7 +93,7 @@ class Reindexer:
         return self._jobs[job_id]
 
     def cancel(self, job_id: str) -> Job:
-        """Stop a job if it is running; what it has built is thrown away.
+        """Stop a job if it is running; the next one of the same options goes on from what it has finished.
 
         Raises:
             JobNotFound: none of the latest jobs has this id.
@@ -115,11 +115,12 @@ class Reindexer:
     def _command(self, options: BuildOptions, name: EncoderName) -> list[str]:
         command = [sys.executable, "-m", "indexer", "build", "--progress", "json", f"--model={name.model}"]
         command += [f"--snapshots={self._store.folder.resolve()}", f"--index={options.index}"]
+        command.append(f"--near-duplicates={options.near_duplicates or 0}")
         if name.pretrained:
             command.append(f"--pretrained={name.pretrained}")
         if options.labels:
             command.append(f"--labels={options.labels}")
-        return [*command, "--", str(options.source)]
+        return [*command, "--", *options.sources]
 
     def _watch(self, job: Job, process: subprocess.Popen[str]) -> None:
         """Follow a child's output to its end."""

@@ -175,7 +175,7 @@ def _vector(part: QueryPart, searcher: Searcher, policy: DecodePolicy, took: Sto
         return searcher.snapshot.vector(searcher.item(part.id))
     if part.image is not None:
         with took("decode"):
-            picture = decode(part.image, policy).image
+            picture = decode(part.image, policy).rgb
         with took("encode"):
             return searcher.encode_image(picture)
     with took("encode"):

@@ -161,7 +161,7 @@ class ReindexRequest(Contract):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{}, {"labels": "parent"}]})
 
-    source: str | None = None
+    sources: list[str] | None = Field(default=None, min_length=1)
     labels: str | None = None
     index: str | None = None
     model: str | None = None
@@ -358,7 +358,7 @@ class SnapshotInfo(Contract):
     count: int
     factory: str
     encoder: EncoderName
-    source: str
+    sources: tuple[str, ...]
 
     @classmethod
     def of(cls, manifest: Manifest, current: str | None) -> Self:
@@ -370,7 +370,7 @@ class SnapshotInfo(Contract):
             count=manifest.count,
             factory=manifest.factory,
             encoder=manifest.encoder.name,
-            source=str(manifest.options.source),
+            sources=manifest.options.sources,
         )
 
 
@@ -387,8 +387,14 @@ class JobInfo(Contract):
     rate: float | None = None
     seconds_left: float | None = None
     snapshot: str | None = None
+    new: int | None = None
+    changed: int | None = None
+    moved: int | None = None
+    unchanged: int | None = None
+    deleted: int | None = None
     encoded: int | None = None
     reused: int | None = None
+    resumed: int | None = None
     skipped: dict[Reason, int] | None = None
     error: str | None
 

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL.Image import Image
 
 from indexer.catalog import ImageRecord
 from indexer.encoder import Encoder
+from indexer.images import RGB
 from indexer.snapshot import Hit, Snapshot
 from indexer.vote import vote
 from service.errors import BadQuery, ItemNotFound, NoLabels
@@ -46,9 +46,9 @@ class Searcher:
             raise ItemNotFound(f"The current snapshot has no picture {image_id!r}.")
         return image
 
-    def encode_image(self, image: Image) -> Vector:
-        """Encode an upright RGB picture."""
-        vector: Vector = self.encoder.encode_images([self.encoder.preprocess(image)])[0]
+    def encode_image(self, picture: RGB) -> Vector:
+        """Encode an upright RGB picture, shape (height, width, 3)."""
+        vector: Vector = self.encoder.encode_images([self.encoder.preprocess(picture)])[0]
         return vector
 
     def encode_text(self, text: str) -> Vector:

@@ -1,7 +1,5 @@
 """Settings of the server, on top of those both rooms share."""
 
-from pathlib import Path
-
 from pydantic import Field, SecretStr
 
 from indexer.settings import Settings
@@ -22,8 +20,8 @@ class ServiceSettings(Settings):
     admin_key: SecretStr | None = Field(default=None, min_length=16)
     """API key with the admin scope; without one there are no admin routes."""
 
-    roots: tuple[Path, ...] = ()
-    """Folders (a JSON list) that a reindex may read, besides the current snapshot's source."""
+    roots: tuple[str, ...] = ()
+    """Folders and URLs (a JSON list) that a reindex may read, besides the current snapshot's sources."""
 
     max_body_bytes: int = Field(default=20 * 2**20, gt=0)
     """Largest request body, in bytes."""

@@ -10,18 +10,21 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from indexer.build import BuildReport, build
+from indexer.build import BuildReport, Run, build
 from indexer.encoder import Encoder, EncoderName, load_encoder
+from indexer.encoding import LocalExecutor
 from indexer.images import DecodePolicy
 from indexer.progress import ProgressStyle, reporter
 from indexer.snapshot import BuildOptions
 from indexer.store import SnapshotStore
+from indexer.workers import Limits
 from service.app import create_app
 from service.settings import ServiceSettings
 from tests.models import new_model, save_model
 
 ADMIN_KEY = "test-key-0123456789abcdef"
 POLICY = DecodePolicy(max_bytes=64 * 2**20, max_pixels=50_000_000)
+LIMITS = Limits(cpu_seconds=30, wall_seconds=120, memory_bytes=2 * 2**30)
 
 
 @pytest.fixture(autouse=True)
@@ -61,8 +64,13 @@ def build_snapshot(
     source: Path, snapshots: Path, encoder: Encoder, labels: str | None = "parent", index: str = "auto"
 ) -> BuildReport:
     """Build and publish a snapshot, as the command line does."""
-    options = BuildOptions(source=source.resolve(), labels=labels, index=index)
-    return build(options, SnapshotStore(snapshots), encoder, POLICY, reporter(ProgressStyle.PLAIN))
+    options = BuildOptions(sources=(str(source.resolve()),), labels=labels, index=index)
+    return build(options, SnapshotStore(snapshots), encoder, POLICY, local_run(encoder), reporter(ProgressStyle.PLAIN))
+
+
+def local_run(encoder: Encoder, shard_size: int = 512) -> Run:
+    """Run a build on this machine, as the command line does."""
+    return Run(LocalExecutor(lambda _: [encoder], workers=2, limits=LIMITS), shard_size=shard_size)
 
 
 @pytest.fixture

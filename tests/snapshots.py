@@ -11,12 +11,15 @@ from PIL import Image
 
 from indexer.catalog import ImageRecord
 from indexer.encoder import Embeddings, EncoderName, EncoderSpec
-from indexer.errors import ImageError, Reason
-from indexer.images import thumbnail
+from indexer.errors import Reason
+from indexer.images import DecodePolicy, thumbnail
+from indexer.shards import SkippedPicture
+from indexer.skipped import KnownSkip
 from indexer.snapshot import BuildOptions
 from indexer.store import SnapshotStore
 from indexer.writer import SnapshotWriter
 
+LIMITS = DecodePolicy(max_bytes=64 * 2**20, max_pixels=50_000_000)
 THUMBNAIL = thumbnail(Image.new("RGB", (8, 8), "teal"))
 
 
@@ -68,11 +71,12 @@ def write_snapshot(
         folder = store.start(snapshot_id)
         with SnapshotWriter(folder, vectors.shape[1]) as writer:
             for path in skipped:
-                writer.skip(path, ImageError(Reason.EMPTY, "The file is empty."))
+                writer.skip(KnownSkip(SkippedPicture(path, Reason.EMPTY, "The file is empty."), 0, None))
             writer.add(vectors, _records(writer, names, labels or [None] * len(names), contents))
             encoder = EncoderName(model="local-dir:/nowhere")
             spec = EncoderSpec(name=encoder, dim=vectors.shape[1], image=image, text="b" * 64)
-            writer.finish(snapshot_id, BuildOptions(source=source), spec, factory)
+            options = BuildOptions(sources=(str(source),), near_duplicates=None)
+            writer.finish(snapshot_id, datetime.now(UTC), options, spec, LIMITS, factory)
         store.commit(folder)
         if publish:
             store.publish(snapshot_id)

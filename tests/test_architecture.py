@@ -14,12 +14,22 @@ MODULES = {
 
 # Each module may import its own row's and the rows' above.
 LEVELS = (
-    ("indexer.settings", "indexer.errors", "indexer.torch_runtime", "indexer.ahead"),
+    ("indexer.settings", "indexer.errors", "indexer.torch_runtime", "indexer.ahead", "indexer.durable"),
     ("indexer.images", "indexer.encoder", "indexer.catalog", "indexer.vote", "indexer.labels", "indexer.progress"),
-    ("indexer.index", "indexer.open_clip_encoder"),
-    ("indexer.snapshot", "indexer.shards", "indexer.clusters"),
-    ("indexer.store", "indexer.samples"),
-    ("indexer.captions",),
+    ("indexer.index", "indexer.preprocessing", "indexer.tars", "indexer.fork_server", "indexer.sources.source"),
+    ("indexer.open_clip_encoder", "indexer.clusters", "indexer.workers", "indexer.shards", "indexer.near_duplicates"),
+    ("indexer.onnx_encoder", "indexer.skipped", "indexer.journal"),
+    ("indexer.sources.hosts", "indexer.sources.retries"),
+    ("indexer.sources.fetch", "indexer.sources.folder", "indexer.sources.remote"),
+    ("indexer.sources.tables", "indexer.sources.tar_source"),
+    ("indexer.sources.opening", "indexer.preparing"),
+    ("indexer.snapshot",),
+    ("indexer.store", "indexer.writer", "indexer.samples"),
+    ("indexer.captions", "indexer.plan", "indexer.encoding"),
+    ("indexer.planning", "indexer.assemble", "indexer.node", "indexer.shard_bucket"),
+    ("indexer.distribute",),
+    ("indexer.build",),
+    ("indexer.build_command",),
 )
 READ_SIDE = {
     "indexer.settings",
@@ -30,26 +40,38 @@ READ_SIDE = {
     "indexer.catalog",
     "indexer.vote",
     "indexer.labels",
+    "indexer.durable",
+    "indexer.sources.fetch",
+    "indexer.sources.opening",
     "indexer.snapshot",
     "indexer.store",
 }
 DOORS = {
     "faiss": {"indexer.index"},
-    "sqlite3": {"indexer.catalog"},
-    "torch": {"indexer.torch_runtime"},
+    "sqlite3": {"indexer.catalog", "indexer.plan", "indexer.journal"},  # each with tables of its own
+    "torch": {"indexer.torch_runtime", "indexer.preprocessing"},  # the latter in processes that want torch alone
     "torchvision": {"indexer.torch_runtime"},
     "open_clip": {"indexer.torch_runtime"},
     "filelock": {"indexer.store"},
     "rich": {"indexer.progress"},
-    "pyarrow": {"indexer.labels"},
-    "tarfile": {"indexer.shards"},
+    "pyarrow": {"indexer.labels", "indexer.shards", "indexer.skipped"},
+    "fsspec": {"indexer.sources.remote"},
+    "ssrfguard": {"indexer.sources.fetch", "indexer.sources.hosts"},
+    "tenacity": {"indexer.sources.retries"},
+    "simplejpeg": {"indexer.images"},
+    "imagehash": {"indexer.images"},
+    "onnxruntime": {"indexer.onnx_encoder"},
+    "ray": {"indexer.distribute"},
+    "tarfile": {"indexer.tars"},
     "matplotlib": {"indexer.evaluate.plots"},
     "jinja2": {"indexer.evaluate.page"},
     "pydantic_settings": {"indexer.settings"},
     "prometheus_client": {"service.telemetry"},
     "uvicorn": {"service.__main__"},
-    "subprocess": {"service.reindex"},
+    "subprocess": {"service.reindex", "indexer.workers"},
 }
+# What load_encoder and accelerated reach up for when they are called: torch takes seconds to import.
+LAZY = {"indexer.open_clip_encoder", "indexer.onnx_encoder"}
 ENVIRONMENT_READERS = {"indexer"}  # sets OMP_WAIT_POLICY; settings come from pydantic_settings alone
 
 
@@ -101,8 +123,7 @@ def test_lower_modules_do_not_import_higher_ones(name: str) -> None:
     level = {module: number for number, row in enumerate(LEVELS) for module in row}
     if name in level:
         ours = {each for each in imports(name) if each.startswith("indexer")}
-        # load_encoder reaches up for its one implementation, when it is called: torch takes seconds to import.
-        ours -= {"indexer.open_clip_encoder"} if name == "indexer.encoder" else set()
+        ours -= LAZY if name == "indexer.encoder" else set()
         assert {each for each in ours if level.get(each, len(LEVELS)) > level[name]} == set()
 
 
@@ -120,7 +141,7 @@ def test_the_service_starts_without_loading_torch() -> None:
     while waiting:
         name = waiting.pop()
         reached.add(name)
-        lazy = {"indexer.open_clip_encoder"} if name == "indexer.encoder" else set()
+        lazy = LAZY if name == "indexer.encoder" else set()
         waiting |= {each for each in imports(name) - lazy if each in MODULES} - reached
     assert "indexer.torch_runtime" not in reached
 

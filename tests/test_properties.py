@@ -21,7 +21,7 @@ from PIL import Image
 from indexer.catalog import Catalog, CatalogWriter, ImageRecord
 from indexer.errors import ImageError
 from indexer.images import FORMATS, DecodePolicy, decode
-from indexer.labels import Description, load_labels
+from indexer.labels import Description, read_descriptions
 from indexer.store import SnapshotStore
 from indexer.vote import vote
 from service.errors import BadQuery
@@ -253,11 +253,10 @@ def test_a_csv_table_says_what_was_written(rows: dict[str, tuple[str, str, str]]
     writer.writerow(["x.png", "", "", ""])
     writer.writerows([path, *cells] for path, cells in rows.items())
     with folder() as place:
-        (place / "x.png").touch()
         (place / "table.csv").write_bytes((mark + table.getvalue()).encode())
-        describe = load_labels(str(place / "table.csv"), place)
+        said = dict(read_descriptions(place / "table.csv", place))
         for path, (label, caption, more) in rows.items():
-            assert describe(path) == Description(label, caption, {column: more})
+            assert said[path] == Description(label, caption, {column: more})
 
 
 @usual
@@ -272,8 +271,7 @@ def test_a_jsonl_table_says_what_was_written(
     objects += [{"path": path, "label": label, "caption": text, **more} for path, (label, text, more) in rows.items()]
     lines = [json.dumps(row, ensure_ascii=ascii_only) for row in objects]
     with folder() as place:
-        (place / "x.png").touch()
         (place / "table.jsonl").write_text("\n".join(lines), encoding="utf-8")
-        describe = load_labels(str(place / "table.jsonl"), place)
+        said = dict(read_descriptions(place / "table.jsonl", place))
         for path, (label, text, more) in rows.items():
-            assert describe(path) == Description(label, text, more)
+            assert said[path] == Description(label, text, more)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from indexer.errors import ImageError, TrainingError
 from indexer.finetune.recipes import Augmentation
-from indexer.open_clip_encoder import limit_aspect
+from indexer.preprocessing import limit_aspect
 from indexer.samples import Samples
 from indexer.torch_runtime import torch, transforms
 

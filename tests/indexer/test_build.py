@@ -1,6 +1,5 @@
 """A build, from a folder of pictures to a published snapshot."""
 
-import json
 import shutil
 import sqlite3
 from collections import Counter
@@ -8,12 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from indexer.build import image_id
 from indexer.encoder import Encoder, EncoderName, load_encoder
 from indexer.errors import BuildError, Reason
+from indexer.plan import image_id
 from indexer.snapshot import Snapshot
 from indexer.store import SnapshotStore
 from tests.conftest import build_snapshot
@@ -100,8 +100,8 @@ def test_a_bad_picture_costs_itself_and_is_listed_with_its_reason(
     # The table of captions is no picture either: it was not named as the table this time.
     assert report.skipped == Counter({Reason.NOT_AN_IMAGE: 2, Reason.EMPTY: 1, Reason.UNREADABLE: 1})
     assert report.manifest.count == 24
-    lines = (opened(tmp_path / "s").folder / "skipped.jsonl").read_text().splitlines()
-    assert {(each["path"], each["reason"]) for each in map(json.loads, lines)} == {
+    rows = pq.read_table(opened(tmp_path / "s").folder / "skipped.parquet").to_pylist()
+    assert {(each["key"], each["reason"]) for each in rows} == {
         ("red/empty.jpg", "empty"),
         ("red/page.jpg", "not_an_image"),
         ("red/half.png", "unreadable"),
@@ -120,7 +120,7 @@ def test_a_batch_of_only_bad_pictures_does_not_stop_the_build(source: Path, tmp_
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda folder: folder.rmdir(), "is not a folder"),
+        (lambda folder: folder.rmdir(), "does not exist"),
         (lambda _: None, "No picture in .* can be used \\(no files\\)"),
         (lambda folder: (folder / "a.jpg").touch(), "No picture in .* can be used \\(1 empty\\)"),
     ],
@@ -166,8 +166,7 @@ def test_every_file_of_the_bad_corpus_is_indexed_or_refused_with_a_reason(
     files = {str(path.relative_to(real_data / "bad")) for path in (real_data / "bad").rglob("*") if path.is_file()}
     snapshot = opened(tmp_path / "s")
     indexed = {image.path for image in snapshot.catalog.rows(range(len(snapshot)))}
-    lines = (snapshot.folder / "skipped.jsonl").read_text().splitlines()
-    refused = {each["path"]: each for each in map(json.loads, lines)}
+    refused = {each["key"]: each for each in pq.read_table(snapshot.folder / "skipped.parquet").to_pylist()}
     assert indexed | refused.keys() == files
     assert not indexed & refused.keys()
     assert all(each["reason"] in set(Reason) and each["detail"] for each in refused.values())

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from indexer.catalog import Catalog, CatalogWriter, ImageRecord
@@ -38,8 +39,27 @@ def written(path: Path, *records: ImageRecord) -> Catalog:
     return Catalog.open(path)
 
 
+def bytes_read() -> int:
+    """Return how many bytes this process has read from files."""
+    facts = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(facts["rchar"])
+
+
 def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
-    facts = record(0, label="cat", caption="a cat", metadata={"size": 3}, width=1, height=20_000)
+    facts = record(
+        0,
+        label="cat",
+        caption="a cat",
+        metadata={"size": 3},
+        width=1,
+        height=20_000,
+        source=3,
+        place="s3://bucket/x",
+        size=2**40,
+        stamp="W/1",
+        perceptual_hash=2**64 - 1,
+        group="id0",
+    )
     catalog = written(tmp_path / "c", facts)
     assert catalog.get("id0") == facts
     assert catalog.rows([0]) == [facts]
@@ -47,7 +67,8 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_any_text_survives_in_every_field(tmp_path: Path, text: str) -> None:
-    facts = record(0, id=text, path=text, label=text, caption=text, metadata={text: [text]})
+    texts = dict.fromkeys(["id", "path", "place", "stamp", "label", "caption", "group"], text)
+    facts = record(0, **texts, metadata={text: [text]})
     assert written(tmp_path / "c", facts).get(text) == facts
 
 
@@ -64,9 +85,15 @@ def test_nested_metadata_survives(tmp_path: Path, metadata: dict[str, Any]) -> N
     assert written(tmp_path / "c", record(0, metadata=metadata)).rows([0])[0].metadata == metadata
 
 
-def test_no_label_and_no_caption_are_none(tmp_path: Path) -> None:
+def test_what_was_not_said_is_none(tmp_path: Path) -> None:
     facts = written(tmp_path / "c", record(0)).rows([0])[0]
     assert (facts.label, facts.caption, facts.metadata) == (None, None, {})
+    assert (facts.place, facts.stamp, facts.group) == (None, None, None)
+
+
+@pytest.mark.parametrize("bits", [0, 1, 2**63 - 1, 2**63, 2**64 - 1])
+def test_all_64_bits_of_a_perceptual_hash_survive(tmp_path: Path, bits: int) -> None:
+    assert written(tmp_path / "c", record(0, perceptual_hash=bits)).rows([0])[0].perceptual_hash == bits
 
 
 def test_an_unknown_id_is_none(tmp_path: Path) -> None:
@@ -97,9 +124,38 @@ def test_batches_add_up(tmp_path: Path) -> None:
 
 def test_two_pictures_of_one_id_are_a_build_error(tmp_path: Path) -> None:
     writer = CatalogWriter(tmp_path / "c")
+    writer.add([record(0), record(1, id="id0")])
     with pytest.raises(BuildError, match=r"^Two pictures have the same id: .*images\.id.*\.$"):
-        writer.add([record(0), record(1, id="id0")])
+        writer.finish()
     writer.close()
+
+
+def test_a_full_disk_is_a_build_error(tmp_path: Path) -> None:
+    writer = CatalogWriter(tmp_path / "c")
+    # SQLite's own limit of a file's pages stands for the disk's.
+    writer._connection.execute("PRAGMA max_page_count = 20")
+    with pytest.raises(BuildError, match=r"^The catalogue .*/c cannot be written: database or disk is full\.$"):
+        writer.add(map(record, range(10_000)))
+    writer.close()
+
+
+def test_groups_are_put_in_after_the_rows(tmp_path: Path) -> None:
+    writer = CatalogWriter(tmp_path / "c")
+    writer.add(map(record, range(4)))
+    writer.group(np.array([-1, 1, -1, 1]))
+    writer.finish()
+    assert [found.group for found in Catalog.open(tmp_path / "c").rows(range(4))] == [None, "id1", None, "id1"]
+
+
+def test_the_same_calls_make_the_same_file(tmp_path: Path) -> None:
+    for name in "ab":
+        writer = CatalogWriter(tmp_path / name)
+        for start in range(0, 20_000, 1_000):
+            rows = range(start, start + 1_000)
+            writer.add(record(row, id=f"{row * 7_919 % 20_011:016x}", label=f"{row % 37}") for row in rows)
+        writer.group(np.arange(20_000) // 3 * 3 - (np.arange(20_000) % 2))
+        writer.finish()
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
 def test_labels_are_counted_and_none_is_no_label(tmp_path: Path) -> None:
@@ -111,7 +167,9 @@ def test_labels_are_counted_and_none_is_no_label(tmp_path: Path) -> None:
 def test_each_content_has_its_first_record(tmp_path: Path) -> None:
     hashes = ["a" * 64, "b" * 64, "a" * 64, "b" * 64]
     catalog = written(tmp_path / "c", *(record(row, content_hash=digest) for row, digest in enumerate(hashes)))
-    assert {digest: found.row for digest, found in catalog.by_content().items()} == {"a" * 64: 0, "b" * 64: 1}
+    assert catalog.with_content("a" * 64) == record(0, content_hash="a" * 64)
+    assert catalog.with_content("b" * 64) == record(1, content_hash="b" * 64)
+    assert catalog.with_content("c" * 64) is None
 
 
 def test_the_file_is_what_sqlite_itself_reads(tmp_path: Path) -> None:
@@ -134,6 +192,16 @@ def test_lookups_in_many_threads_are_right(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(look_up, range(500)))
     assert found == [(f"id{row}", record(row)) for row in range(500)]
+
+
+def test_opening_and_looking_up_reads_little_of_the_file(tmp_path: Path) -> None:
+    written(tmp_path / "c", *map(record, range(50_000)))
+    before = bytes_read()
+    catalog = Catalog.open(tmp_path / "c")
+    assert (len(catalog), catalog.label_counts()) == (50_000, {})
+    assert catalog.get("id40000") == catalog.with_content(f"{40_000:064x}") == catalog.rows([40_000])[0]
+    assert (tmp_path / "c").stat().st_size > 5_000_000
+    assert bytes_read() - before < 200_000
 
 
 def test_a_catalogue_is_readable_after_its_file_is_deleted(tmp_path: Path) -> None:

@@ -1,8 +1,13 @@
 """The command line: what it prints, and its exit codes."""
 
 import json
+import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -33,7 +38,51 @@ def test_a_build_ends_with_a_summary_of_what_was_done_and_skipped(
     assert result.exit_code == 0
     assert "24 pictures (24 encoded, 0 reused)" in result.stdout
     assert "Skipped 2 files: 1 empty, 1 not_an_image." in result.stdout or "1 not_an_image, 1 empty" in result.stdout
+    assert "26 new, 0 changed, 0 moved, 0 unchanged, 0 deleted, 0 known to be of no use." in result.stdout
     assert "encode: 26 of 26" in result.stderr
+
+
+def test_a_dry_run_says_what_there_is_to_do_and_does_nothing(source: Path, tmp_path: Path, model: EncoderName) -> None:
+    arguments = ("build", source, "--snapshots", tmp_path / "s", "--model", model.model)
+    said = run(*arguments, "--dry-run").stdout
+    assert "25 new, 0 changed, 0 moved, 0 unchanged, 0 deleted" in said
+    assert "To be encoded: 25 pictures in 1 shards." in said
+    assert re.search(r"About 0:00:\d\d and [\d.]+ MiB of disk; [\d,.]+ GiB are free", said)
+    assert SnapshotStore(tmp_path / "s").ids() == []
+
+
+def test_pictures_that_could_not_be_used_are_tried_again_when_asked(
+    source: Path, tmp_path: Path, model: EncoderName
+) -> None:
+    (source / "red" / "empty.png").touch()
+    for path in source.rglob("*"):
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+    assert run("build", source, "--snapshots", tmp_path / "s", "--model", model.model).exit_code == 0
+    again = run("retry", "--snapshots", tmp_path / "s", "--reason", "empty")
+    assert "1 new, 0 changed, 0 moved, 24 unchanged, 0 deleted, 1 known to be of no use." in again.stdout
+    assert "2 new" in run("retry", "--snapshots", tmp_path / "s").stdout
+    assert run("retry", "--snapshots", tmp_path / "s", "--reason", "ugly").exit_code == 2
+
+
+def test_ctrl_c_finishes_the_shards_in_hand_and_the_next_build_goes_on(
+    source: Path, tmp_path: Path, model: EncoderName
+) -> None:
+    for number in range(300):
+        shutil.copy(source / "red" / "0.png", source / "red" / f"copy{number}.png")
+    command = [sys.executable, "-m", "indexer", "build", str(source), "--model", model.model]
+    command += ["--snapshots", str(tmp_path / "s"), "--shard-size", "4"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        while not list((tmp_path / "s").glob(".work/shards/*.parquet")):
+            assert child.poll() is None
+            time.sleep(0.02)
+        child.send_signal(signal.SIGINT)
+        _, said = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert "Finishing the shards in hand; once more stops at once." in said
+    stopped = re.search(r"Stopped: (\d+) of 325 pictures are encoded and kept", said)
+    assert stopped
+    again = run(*command[3:])
+    assert f"Resumed: {stopped[1]} pictures had been finished before an interruption." in again.stdout
 
 
 def test_more_skips_than_allowed_end_with_3_after_publishing(source: Path, tmp_path: Path, model: EncoderName) -> None:
@@ -78,7 +127,9 @@ def test_json_progress_ends_with_the_new_snapshot(source: Path, tmp_path: Path, 
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert [line.get("stage") for line in lines[:-1]] == ["encode", "index", "publish"]
     current = SnapshotStore(tmp_path / "s").published()
-    assert lines[-1] == {"snapshot": current, "encoded": 24, "reused": 0, "skipped": {"not_an_image": 1}}
+    changes = {"new": 25, "changed": 0, "moved": 0, "unchanged": 0, "deleted": 0}
+    counts = {"encoded": 24, "reused": 0, "resumed": 0, "skipped": {"not_an_image": 1}}
+    assert lines[-1] == {"snapshot": current, **changes, **counts}
 
 
 def test_info_lists_snapshots_and_marks_the_current_one(built: Path) -> None:

@@ -1,5 +1,6 @@
 """Encoders: loading, identity, and what they make of pictures and texts."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,9 @@ import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
-from indexer.encoder import Encoder, EncoderName, load_encoder
+from indexer.encoder import Encoder, EncoderName, EncoderSpec, Precision, load_encoder
 from indexer.errors import EncoderError
-from indexer.torch_runtime import open_clip, torch
+from indexer.torch_runtime import devices, open_clip, torch
 from tests.models import CONFIG, new_model, save_model
 
 NARROW = "ViT-S-32-alt"  # a small architecture that open_clip knows by name
@@ -27,7 +28,8 @@ def test_embeddings_are_those_of_open_clip_itself(model: EncoderName, encoder: E
     reference, _, transform = open_clip.create_model_and_transforms(model.model)
     reference.eval()
     tokens = open_clip.get_tokenizer(model.model)(["a red star", "two birds"])
-    pictures = [picture(0), picture(1, (20, 90))]
+    # Of the input size, so that nothing is resized: that is what test_preprocessing.py is about.
+    pictures = [picture(0, (32, 32)), picture(1, (32, 90))]
     with torch.no_grad():
         images = reference.encode_image(torch.stack([transform(each) for each in pictures])).numpy()
         texts = reference.encode_text(tokens).numpy()
@@ -51,15 +53,72 @@ def test_the_logit_scale_is_that_of_an_untrained_clip(encoder: Encoder) -> None:
     assert encoder.logit_scale == pytest.approx(1 / 0.07, rel=1e-5)
 
 
-def test_a_strip_of_pixels_is_encoded_in_little_memory(encoder: Encoder) -> None:
-    assert encoder.preprocess(Image.new("RGB", (65_535, 1), "red")).shape == (3, 32, 32)
-    assert encoder.preprocess(Image.new("RGB", (1, 65_535), "red")).shape == (3, 32, 32)
-
-
-def test_a_picture_of_twelve_to_one_is_cut_exactly_as_open_clip_cuts_it(model: EncoderName, encoder: Encoder) -> None:
+def test_pixels_are_open_clips_own_before_it_normalises(model: EncoderName, encoder: Encoder) -> None:
     _, _, transform = open_clip.create_model_and_transforms(model.model)
     long = picture(2, (20, 240))
-    np.testing.assert_array_equal(encoder.preprocess(long), transform(long).numpy())
+    expected = transform(long).numpy().astype(np.float64) * 0.25 + 0.5
+    pixels = encoder.preprocess(long)
+    assert pixels.dtype == np.uint8
+    assert np.abs(pixels - expected * 255).max() < 1.01
+
+
+def test_many_pictures_and_texts_are_encoded_as_each_by_itself(encoder: Encoder) -> None:
+    pixels = [encoder.preprocess(picture(seed)) for seed in range(37)]
+    texts = [f"{number} birds" for number in range(37)]
+    alone = np.concatenate([encoder.encode_images([each]) for each in pixels])
+    np.testing.assert_allclose(encoder.encode_images(pixels), alone, atol=1e-6)
+    alone = np.concatenate([encoder.encode_texts([each]) for each in texts])
+    np.testing.assert_allclose(encoder.encode_texts(texts), alone, atol=1e-6)
+
+
+def test_several_threads_may_encode_at_once(encoder: Encoder) -> None:
+    pixels = [encoder.preprocess(picture(seed)) for seed in range(20)]
+    alone = encoder.encode_images(pixels)
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(encoder.encode_images, [pixels] * 8):
+            np.testing.assert_allclose(found, alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_is_another_precision_of_the_same_halves(
+    model: EncoderName, encoder: Encoder, precision: Precision
+) -> None:
+    half = load_encoder(model, device="cpu", threads=1, precision=precision)
+    assert half.spec == encoder.spec.model_copy(update={"precision": precision})
+    assert half.logit_scale == pytest.approx(encoder.logit_scale, rel=0.01)
+    pixels = [encoder.preprocess(picture(seed)) for seed in range(20)]
+    texts = ["a red star", "two birds", ""]
+    for found, exact in (
+        (half.encode_images(pixels), encoder.encode_images(pixels)),
+        (half.encode_texts(texts), encoder.encode_texts(texts)),
+    ):
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+        cosines = (found * exact).sum(axis=1)
+        assert cosines.min() > 0.999
+        assert (found != exact).any()
+
+
+def test_a_manifest_written_before_there_were_precisions_means_single(encoder: Encoder) -> None:
+    old = encoder.spec.model_dump(exclude={"precision"})
+    assert EncoderSpec.model_validate(old).precision == "fp32"
+
+
+@pytest.mark.parametrize("device", ["cuda:97", "abacus"])
+def test_a_device_that_is_not_there_is_named(model: EncoderName, device: str) -> None:
+    with pytest.raises(EncoderError, match=f"^The device '{device}' cannot be used: "):
+        load_encoder(model, device=device, threads=1)
+
+
+def test_torch_leaves_8_bits_to_onnx_runtime(model: EncoderName) -> None:
+    with pytest.raises(EncoderError, match="torch encodes in fp32, bf16, fp16; int8 is ONNX Runtime's"):
+        load_encoder(model, device="cpu", threads=1, precision="int8")
+
+
+def test_every_device_can_be_loaded_onto(model: EncoderName) -> None:
+    assert len(devices()) == (torch.cuda.device_count() or 1)
+    for device in devices():
+        assert load_encoder(model, device=device, threads=1).encode_texts(["a star"]).shape == (1, 16)
 
 
 def test_the_same_weights_have_the_same_fingerprint_wherever_they_lie(tmp_path: Path) -> None:

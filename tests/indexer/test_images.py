@@ -5,8 +5,11 @@ import io
 import os
 import resource
 import struct
+import subprocess
+import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,11 +17,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
 from indexer.errors import ImageError, Reason
-from indexer.images import FORMATS, DecodePolicy, ImageFile, content_hash, decode, read, scan, thumbnail
+from indexer.images import (
+    FORMATS,
+    DecodePolicy,
+    ImageFile,
+    content_hash,
+    decode,
+    perceptual_hash,
+    read,
+    scan,
+    thumbnail,
+)
 from tests.pictures import EXIF_LAYOUTS, POLICY, encode, orientation, png, quarters
 
 # As the product does for itself; pytest puts its own filters first.
@@ -342,6 +357,97 @@ def test_a_reduced_jpeg_on_its_side_reports_the_upright_size(size: tuple[int, in
     assert np.abs(np.asarray(decoded.image.resize(size)).astype(int) - quarters(*size)).mean() < 5
 
 
+# JPEGs by two decoders
+
+
+def by_pillow(data: bytes) -> NDArray[np.int64]:
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB")).astype(np.int64)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"subsampling": 0},
+        {"subsampling": 1},
+        {"progressive": True},
+        {"quality": 5},
+        {"restart_marker_rows": 1},
+        {"keep_rgb": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("size", [(1, 1), (17, 9), (64, 48), (131, 77)])
+def test_a_jpeg_is_decoded_to_what_pillow_makes_of_it(size: tuple[int, int], options: dict[str, Any]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    for picture in (noise, quarters(*size), noise[:, :, 0].copy()):
+        data = encode(picture, "JPEG", **(options if picture.ndim == 3 else {}))
+        assert np.abs(pixels(data) - by_pillow(data)).max() <= 1
+
+
+def test_stray_bytes_in_a_jpeg_are_pillows_to_forgive() -> None:
+    data = encode(quarters(), "JPEG")
+    stray = data[:-2] + b"stray" + data[-2:]
+    assert np.abs(pixels(stray) - by_pillow(stray)).max() == 0
+
+
+def test_a_jpeg_whose_headers_contradict_each_other_is_held_to_the_limit() -> None:
+    data = encode(np.zeros((16, 16, 3), np.uint8), "JPEG")
+    header = data.index(b"\xff\xc0")
+    length = 2 + int.from_bytes(data[header + 2 : header + 4])
+    large = bytearray(data[header : header + length])
+    large[5:9] = struct.pack(">HH", 60_000, 60_000)
+    policy = DecodePolicy(2**20, 1_000)
+    for both in (bytes(large) + data[header : header + length], data[header : header + length] + bytes(large)):
+        assert refusal(data[:header] + both + data[header + length :], policy) in set(Reason)
+
+
+@settings(max_examples=300, deadline=None)
+@given(seed=st.integers(0, 2**32), flips=st.integers(1, 4), keep=st.floats(0.3, 1), grey=st.booleans())
+def test_a_damaged_jpeg_is_refused_exactly_where_pillow_refuses_it(
+    seed: int, flips: int, keep: float, grey: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    noise = rng.integers(0, 256, (24, 32) if grey else (24, 32, 3), np.uint8)
+    damaged = bytearray(encode(noise, "JPEG", exif=orientation(1)))
+    for _ in range(flips):
+        damaged[int(rng.integers(2, len(damaged)))] ^= int(rng.integers(1, 256))
+    data = bytes(damaged[: int(len(damaged) * keep) + 1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                large = image.width * image.height > POLICY.max_pixels
+                expected = None if large else np.asarray(image.convert("RGB")).astype(np.int64)
+        except Exception:  # noqa: BLE001 - Pillow raises anything
+            expected = None
+    if expected is None:
+        assert refusal(data) in set(Reason)
+    else:
+        decoded = decode(data, POLICY)
+        if decoded.rgb.shape == expected.shape:  # damage can change the orientation
+            assert np.abs(decoded.rgb.astype(np.int64) - expected).max() <= 1
+
+
+def test_a_picture_for_which_there_is_no_memory_says_so() -> None:
+    child = (
+        "import resource, sys\n"
+        "from indexer.errors import ImageError\n"
+        "from indexer.images import DecodePolicy, decode\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + 2**25, used + 2**25))\n"
+        "try:\n"
+        "    decode(sys.stdin.buffer.read(), DecodePolicy(2**26, 10**9))\n"
+        "except ImageError as error:\n"
+        "    print(error.reason)\n"
+    )
+    for kind in ("JPEG", "PNG"):
+        data = encode(Image.new("RGB", (8_000, 6_000)), kind)
+        done = subprocess.run([sys.executable, "-c", child], input=data, capture_output=True, check=True)
+        assert done.stdout.decode().strip() == Reason.TOO_MUCH_MEMORY, kind
+
+
 # Odd but good
 
 
@@ -394,6 +500,37 @@ def test_a_thumbnail_shows_the_picture_and_leaves_it_alone() -> None:
     shown = pixels(thumbnail(original))
     assert np.abs(shown - quarters(256, 171)).mean() < 5
     assert (np.asarray(original) == quarters(600, 400)).all()
+
+
+# Perceptual hashes
+
+
+def test_the_perceptual_hash_is_the_signs_of_the_lowest_frequencies() -> None:
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(np.kron(rng.integers(0, 256, (6, 7, 3), np.uint8), np.ones((20, 20, 1), np.uint8)))
+    grey = np.asarray(picture.convert("L").resize((32, 32), Image.Resampling.LANCZOS)).astype(np.float64)
+    place, frequency = np.arange(32) + 0.5, np.arange(8)[:, None]
+    waves = np.cos(np.pi / 32 * frequency * place)
+    low = waves @ grey @ waves.T
+    bits = "".join(str(int(bit)) for bit in (low > np.median(low)).ravel())
+    assert perceptual_hash(picture) == int(bits, 2)
+
+
+def test_perceptual_hashes_of_all_colours_fit_64_bits_and_no_sign() -> None:
+    for colour in ("black", "white", "red"):
+        assert 0 <= perceptual_hash(Image.new("RGB", (1, 1), colour)) < 2**64
+
+
+def test_the_same_picture_smaller_brighter_and_as_a_jpeg_has_nearly_the_same_hash() -> None:
+    clouds = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
+    original = Image.fromarray(clouds).resize((200, 150), Image.Resampling.BICUBIC)
+    smaller = original.resize((101, 77))
+    jpeg = decode(encode(original.point(lambda value: min(255, int(value * 1.1))), "JPEG", quality=60), POLICY).image
+    other = Image.fromarray(np.random.default_rng(3).integers(0, 256, (150, 200, 3), np.uint8))
+    hashes = [perceptual_hash(image) for image in (original, smaller, jpeg, other)]
+    assert (hashes[0] ^ hashes[1]).bit_count() <= 6
+    assert (hashes[0] ^ hashes[2]).bit_count() <= 6
+    assert (hashes[0] ^ hashes[3]).bit_count() > 16
 
 
 # Folders

@@ -12,7 +12,7 @@ from indexer.errors import BuildError, CorruptSnapshot
 from indexer.index import VectorIndex, resolve_factory
 from tests.snapshots import unit_vectors
 
-FACTORIES = ["Flat", "IVF8,Flat", "IVF4,SQ8", "HNSW16", "HNSW8,SQ8", "SQ8", "SQfp16", "PQ8x4", "OPQ8,PQ8x4"]
+FACTORIES = ["Flat", "IVF8,Flat", "IVF4,SQ8", "HNSW16", "HNSW8,SQ8", "SQ8", "SQfp16", "PQ8x4", "PCAR16,SQ8"]
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +30,12 @@ def index(vectors: Embeddings, request: pytest.FixtureRequest) -> VectorIndex:
 def nearest(vectors: Embeddings, vector: Embeddings, k: int) -> list[int]:
     """Find the nearest rows by sorting all of them."""
     return np.argsort(-(vectors.astype(np.float64) @ vector))[:k].tolist()  # type: ignore[no-any-return]
+
+
+def anonymous_bytes() -> int:
+    """Return how much memory of this process is of no file."""
+    facts = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(facts["RssAnon"].split()[0]) * 1024
 
 
 def test_flat_finds_exactly_the_nearest_rows_in_order(vectors: Embeddings) -> None:
@@ -95,20 +101,61 @@ def test_more_vectors_than_are_needed_for_training_are_all_indexed() -> None:
 
 
 @pytest.mark.parametrize("factory", ["Flat", "IVF8,Flat"])
-def test_memory_mapped_vectors_make_the_same_index(vectors: Embeddings, tmp_path: Path, factory: str) -> None:
+def test_memory_mapped_vectors_make_the_same_file(vectors: Embeddings, tmp_path: Path, factory: str) -> None:
     np.save(tmp_path / "vectors.npy", vectors)
-    mapped = np.load(tmp_path / "vectors.npy", mmap_mode="r")
-    one, other = VectorIndex.build(vectors, factory), VectorIndex.build(mapped, factory)
-    for query in unit_vectors(5, 16, seed=1):
-        assert one.search(query, 10).tolist() == other.search(query, 10).tolist()
+    VectorIndex.write(vectors, factory, tmp_path / "one", None)
+    VectorIndex.write(np.load(tmp_path / "vectors.npy", mmap_mode="r"), factory, tmp_path / "other", None)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
 
 
-def test_a_saved_index_answers_as_before(index: VectorIndex, tmp_path: Path) -> None:
-    index.save(tmp_path / "index")
-    again = VectorIndex.open(tmp_path / "index")
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_an_index_in_a_file_answers_as_in_memory(vectors: Embeddings, tmp_path: Path, factory: str) -> None:
+    VectorIndex.write(vectors, factory, tmp_path / "index", None)
+    index, again = VectorIndex.build(vectors, factory), VectorIndex.open(tmp_path / "index")
     assert (len(again), again.dim) == (600, 16)
     for query in unit_vectors(5, 16, seed=1):
         assert again.search(query, 20).tolist() == index.search(query, 20).tolist()
+
+
+# Files
+
+
+@pytest.mark.parametrize(("count", "dim"), [(1, 1), (3, 7), (600, 16), (70_000, 3)])
+def test_an_exact_index_written_block_by_block_is_the_file_that_faiss_writes(
+    tmp_path: Path, count: int, dim: int
+) -> None:
+    vectors = unit_vectors(count, dim)
+    index = faiss.IndexFlatIP(dim)
+    index.add(vectors)
+    faiss.write_index(index, str(tmp_path / "theirs"))
+    VectorIndex.write(vectors, "Flat", tmp_path / "ours", None)
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+def test_the_vectors_of_an_exact_index_are_never_in_memory_twice(tmp_path: Path) -> None:
+    np.save(tmp_path / "vectors.npy", unit_vectors(50_000, 256))
+    mapped = np.load(tmp_path / "vectors.npy", mmap_mode="r")
+    before = most_bytes = anonymous_bytes()
+    VectorIndex.write(mapped, "Flat", tmp_path / "index", 0)
+    index = VectorIndex.open(tmp_path / "index")
+    for row in (0, 49_999):
+        assert index.search(np.array(mapped[row]), 1).tolist() == [row]
+        most_bytes = max(most_bytes, anonymous_bytes())
+    # The vectors take 51 MB.
+    assert most_bytes - before < 10_000_000
+
+
+def test_an_open_index_answers_after_its_file_is_deleted(vectors: Embeddings, tmp_path: Path) -> None:
+    VectorIndex.write(vectors, "Flat", tmp_path / "index", None)
+    index = VectorIndex.open(tmp_path / "index")
+    (tmp_path / "index").unlink()
+    assert [index.search(vectors[row], 1).tolist() for row in range(0, 600, 50)] == [[row] for row in range(0, 600, 50)]
+
+
+def test_an_index_is_opened_from_a_file_that_may_only_be_read(vectors: Embeddings, tmp_path: Path) -> None:
+    VectorIndex.write(vectors, "Flat", tmp_path / "index", None)
+    (tmp_path / "index").chmod(0o444)
+    assert VectorIndex.open(tmp_path / "index").search(vectors[7], 1).tolist() == [7]
 
 
 def test_searches_in_threads_answer_as_one_by_one(vectors: Embeddings) -> None:
@@ -133,6 +180,17 @@ def test_a_string_that_faiss_does_not_know_is_refused_in_a_sentence(factory: str
 def test_a_string_that_is_no_text_is_refused() -> None:
     with pytest.raises(BuildError, match="FAISS knows no index"):
         resolve_factory("\ud800", 16)
+
+
+@pytest.mark.parametrize("factory", ["HNSW0", "HNSW1", "HNSW1,SQ8", "HNSW0_PQ4x4", "NSG0", "NSG1", "PQ4x0", "RQ00x4"])
+def test_a_string_that_faiss_would_crash_on_is_refused(factory: str) -> None:
+    with pytest.raises(BuildError, match=rf"^FAISS can make no index '{factory}': '.*' is too small\.$"):
+        resolve_factory(factory, 16)
+
+
+@pytest.mark.parametrize("factory", ["HNSW10", "HNSW2", "NSG16", "IVF100_HNSW10,Flat", "PCA10,Flat", "IVF10,PQ8x10"])
+def test_a_string_with_a_zero_or_a_one_in_a_number_is_not_refused(factory: str) -> None:
+    assert resolve_factory(factory, 16) == factory
 
 
 @pytest.mark.parametrize("factory", ["IVF64,Flat", "PQ8x8", "IVF4,PQ8x8"])
@@ -165,7 +223,7 @@ def test_a_file_of_garbage_is_no_index(tmp_path: Path, data: bytes) -> None:
 @pytest.mark.parametrize("factory", ["Flat", "IVF8,Flat", "HNSW16", "SQ8"])
 def test_a_truncated_file_is_no_index(vectors: Embeddings, tmp_path: Path, factory: str) -> None:
     path = tmp_path / "index"
-    VectorIndex.build(vectors, factory).save(path)
+    VectorIndex.write(vectors, factory, path, None)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(CorruptSnapshot, match="is no FAISS index: "):
         VectorIndex.open(path)
@@ -176,13 +234,46 @@ def test_a_missing_file_is_no_index(tmp_path: Path) -> None:
         VectorIndex.open(tmp_path / "index")
 
 
-def test_an_index_that_cannot_be_written_is_a_build_error(vectors: Embeddings, tmp_path: Path) -> None:
-    with pytest.raises(BuildError, match=r"^FAISS cannot write .*missing"):
-        VectorIndex.build(vectors, "Flat").save(tmp_path / "missing" / "index")
+@pytest.mark.parametrize("factory", ["Flat", "SQ8"])
+def test_an_index_that_cannot_be_written_is_a_build_error(vectors: Embeddings, tmp_path: Path, factory: str) -> None:
+    with pytest.raises(BuildError, match=r"^The index .*missing/index cannot be written: \S"):
+        VectorIndex.write(vectors, factory, tmp_path / "missing" / "index", None)
+
+
+@pytest.mark.parametrize("factory", ["Flat", "SQ8"])
+def test_a_full_disk_is_a_build_error(vectors: Embeddings, factory: str) -> None:
+    with pytest.raises(BuildError, match=r"^The index /dev/full cannot be written: \S"):
+        VectorIndex.write(np.tile(vectors, (200, 1)), factory, Path("/dev/full"), None)
+
+
+# Memory
+
+
+@pytest.mark.parametrize("factory", ["SQ8", "IVF8,SQ8", "HNSW16", "IVF8,Flat", "SQ8,RFlat", "PCA32,SQ8"])
+def test_the_memory_asked_for_is_twice_to_three_times_the_file(tmp_path: Path, factory: str) -> None:
+    vectors = unit_vectors(5_000, 64)
+    VectorIndex.write(vectors, factory, tmp_path / "index", None)
+    size = (tmp_path / "index").stat().st_size
+    # And three times the vectors that it is trained on, or that are added at a time.
+    with pytest.raises(BuildError, match="memory"):
+        VectorIndex.write(vectors, factory, tmp_path / "index", int(1.9 * size) + 3 * vectors.nbytes)
+    VectorIndex.write(vectors, factory, tmp_path / "index", 3 * size + 3 * vectors.nbytes)
+
+
+def test_an_index_that_would_take_too_much_memory_is_refused_and_others_that_fit_are_named(tmp_path: Path) -> None:
+    vectors = np.broadcast_to(unit_vectors(1, 512), (10_000_000, 512))
+    # 2,048 bytes, and 64 links of 4, of each of ten million: 23 GB, and twice as much while FAISS's arrays grow.
+    with pytest.raises(BuildError) as raised:
+        VectorIndex.write(vectors, "HNSW32", tmp_path / "index", 8 * 10**9)
+    assert str(raised.value) == (
+        "Building HNSW32 over 10,000,000 vectors may take 47.3 GB of memory; the limit is 8 GB. Raise it, or choose an "
+        "index that fits: Flat (next to nothing), IVF16384,PQ64 (3.09 GB)."
+    )
+    assert not (tmp_path / "index").exists()
 
 
 def test_the_file_is_one_that_faiss_itself_reads(vectors: Embeddings, tmp_path: Path) -> None:
-    VectorIndex.build(vectors, "Flat").save(tmp_path / "index")
+    VectorIndex.write(vectors, "Flat", tmp_path / "index", None)
     index = faiss.read_index(str(tmp_path / "index"))
     assert (index.ntotal, index.d, index.metric_type) == (600, 16, faiss.METRIC_INNER_PRODUCT)
     assert (index.reconstruct_n(0, 600) == vectors).all()

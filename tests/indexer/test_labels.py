@@ -1,7 +1,7 @@
 """Labels: from folder names and tables, and what is said of a table that is no good."""
 
 import json
-import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -12,7 +12,7 @@ import pytest
 from pyarrow import parquet
 
 from indexer.errors import BuildError
-from indexer.labels import Description, load_labels, read_rows
+from indexer.labels import Description, read_descriptions, read_rows
 
 
 @pytest.fixture
@@ -24,22 +24,16 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "pictures"
 
 
+def load_labels(table: str, source: Path) -> Callable[[str], Description]:
+    """Read a table to its end, and return what it says by path."""
+    said = dict(read_descriptions(Path(table), source))
+    return lambda path: said.get(path, Description())
+
+
 def describe(source: Path, name: str, table: str | bytes, path: str = "cats/tom.png") -> Description:
     """Write a table and return what it says of a picture."""
     (source.parent / name).write_bytes(table if isinstance(table, bytes) else table.encode())
     return load_labels(str(source.parent / name), source)(path)
-
-
-def test_without_labels_nothing_is_said(source: Path) -> None:
-    assert load_labels(None, source)("cats/tom.png") == Description(None, None, {})
-
-
-@pytest.mark.parametrize(
-    ("path", "label"),
-    [("cats/tom.png", "cats"), ("a/b c/d é/x.png", "d é"), ("x.png", None)],
-)
-def test_parent_is_the_name_of_the_folder(source: Path, path: str, label: str | None) -> None:
-    assert load_labels("parent", source)(path) == Description(label=label)
 
 
 def test_a_csv_table_gives_label_caption_and_metadata(source: Path) -> None:
@@ -220,15 +214,6 @@ def test_a_missing_parquet_table_is_refused(source: Path) -> None:
         load_labels(str(source / "missing.parquet"), source)
 
 
-def test_without_pyarrow_a_parquet_table_is_refused_with_what_to_install(
-    source: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    table = parquet_table(source, {"path": ["cats/tom.png"]})
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(BuildError, match=r"t\.parquet needs pyarrow: pip install kindred\[train\]\.$"):
-        load_labels(str(table), source)
-
-
 # Tables that are no good
 
 
@@ -278,23 +263,6 @@ def test_a_table_without_paths_is_refused_with_its_columns(source: Path, name: s
 
 def test_a_row_without_a_path_is_named(source: Path) -> None:
     assert "t.csv, row 2 has no column 'path'" in refusal(source, "t.csv", "path,label\ncats/tom.png,cat\n,dog\n")
-
-
-@pytest.mark.parametrize(
-    "path",
-    ["tom.png", "cats", ".", "/etc/hostname", "x" * 300, "cats/\0.png"],
-    ids=["no folder", "a folder", "the source", "elsewhere", "long", "NUL"],
-)
-def test_a_table_that_names_no_picture_is_refused_with_its_first_path(source: Path, path: str) -> None:
-    sentence = refusal(source, "t.csv", f"path,label\n{path},cat\n")
-    assert f"names no picture of {source}" in sentence
-    assert repr(path) in sentence
-
-
-@pytest.mark.parametrize("name", ["t.csv", "t.jsonl"])
-@pytest.mark.parametrize("table", ["", "\n\n", "\ufeff"])
-def test_an_empty_table_names_no_picture(source: Path, name: str, table: str) -> None:
-    assert "names no picture" in refusal(source, name, table)
 
 
 @pytest.mark.parametrize("name", ["t.txt", "t", "t.xlsx", "t.tsv", "parents"])

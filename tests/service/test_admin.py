@@ -1,5 +1,6 @@
 """The admin routes: who may use them, and a reindex from request to new snapshot."""
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -123,9 +124,12 @@ def test_a_reindex_is_refused_while_somebody_else_builds(admin: TestClient, snap
     assert (response.status_code, response.json()["code"]) == (409, "build_running")
 
 
-@pytest.mark.parametrize("body", [{"source": "/etc"}, {"labels": "/etc/labels.csv"}, {"source": "{inside}/../.."}])
-def test_a_reindex_reads_registered_folders_only(admin: TestClient, source: Path, body: dict[str, str]) -> None:
-    named = {key: value.format(inside=source) for key, value in body.items()}
+@pytest.mark.parametrize(
+    "body",
+    [{"sources": ["/etc"]}, {"labels": "/etc/labels.csv"}, {"sources": ["{inside}/../.."]}, {"sources": ["s3://b/x"]}],
+)
+def test_a_reindex_reads_registered_folders_only(admin: TestClient, source: Path, body: dict[str, Any]) -> None:
+    named = json.loads(json.dumps(body).replace("{inside}", str(source)))
     response = admin.post("/admin/v1/reindex", json=named)
     assert (response.status_code, response.json()["code"]) == (403, "source_forbidden")
 
@@ -139,4 +143,4 @@ def test_a_first_reindex_needs_a_source(tmp_path: Path) -> None:
     settings = ServiceSettings.model_validate({"snapshots": tmp_path / "none", "admin_key": ADMIN_KEY})
     with TestClient(create_app(settings), headers={"Authorization": f"Bearer {ADMIN_KEY}"}) as client:
         assert client.post("/admin/v1/reindex").status_code == 503
-        assert client.post("/admin/v1/reindex", json={"source": str(tmp_path)}).status_code == 403
+        assert client.post("/admin/v1/reindex", json={"sources": [str(tmp_path)]}).status_code == 403

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from indexer.build import image_id
 from indexer.encoder import Encoder
+from indexer.plan import image_id
 from indexer.store import SnapshotStore
 from service.app import create_app
 from service.settings import ServiceSettings

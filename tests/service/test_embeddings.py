@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from indexer.build import image_id
 from indexer.encoder import Encoder
+from indexer.plan import image_id
 
 
 def test_texts_and_pictures_are_encoded_in_order(client: TestClient, encoder: Encoder, source: Path) -> None:

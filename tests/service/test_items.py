@@ -8,8 +8,8 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from indexer.build import image_id
 from indexer.encoder import DEMO_NOTICE, EncoderName
+from indexer.plan import image_id
 from indexer.store import SnapshotStore
 from service.app import create_app
 from service.settings import ServiceSettings

@@ -63,13 +63,12 @@ def test_a_newly_published_snapshot_is_followed(
 
 
 @pytest.mark.parametrize(
-    "name", ["embeddings.npy", "index.faiss", "catalog.sqlite", "thumbnails.bin", "skipped.jsonl", "manifest.json"]
+    "name", ["embeddings.npy", "index.faiss", "catalog.sqlite", "thumbnails.bin", "skipped.parquet", "manifest.json"]
 )
 def test_a_damaged_snapshot_is_refused_and_the_last_good_one_serves_on(
     client: TestClient, source: Path, snapshots: Path, encoder: Encoder, name: str
 ) -> None:
     good = served(client)
-    (source / "red" / "empty.png").touch()  # so that skipped.jsonl has a byte to damage
     store = SnapshotStore(snapshots)
     client.app.state.live._lock.acquire()  # type: ignore[attr-defined]
     try:

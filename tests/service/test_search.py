@@ -11,8 +11,8 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from indexer.build import image_id
 from indexer.encoder import Encoder
+from indexer.plan import image_id
 from indexer.store import SnapshotStore
 
 
