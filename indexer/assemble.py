@@ -10,7 +10,7 @@ from indexer.catalog import ImageRecord
 from indexer.encoding import copied
 from indexer.errors import CorruptShard
 from indexer.plan import Plan, PlannedItem
-from indexer.shards import EncodedPicture, Row, SkippedPicture
+from indexer.shards import PictureFacts, Row, SkippedPicture
 from indexer.skipped import KnownSkip
 from indexer.snapshot import Snapshot
 from indexer.writer import SnapshotWriter
@@ -68,13 +68,13 @@ class _Assembly:
             self._writer.skip(KnownSkip(found, item.size, item.stamp))
             return
         row = self._writer.rows + len(self._records)
-        first = self._plan.row_of_content(found.content_hash, row)
+        first = self._plan.row_of_content(found.facts.content_hash, row)
         vector = found.vector if first == row else self._vector(first)
         encoded = found.encoded and first == row
         self.encoded += encoded
         self.reused += not encoded
         self._vectors.append(vector)
-        self._records.append(_record(item, found, row, self._writer.add_thumbnail(found.thumbnail)))
+        self._records.append(_record(item, found.facts, row, self._writer.add_thumbnail(found.facts.thumbnail)))
 
     def flush(self) -> None:
         """Write what has been taken."""
@@ -97,22 +97,22 @@ class _Assembly:
         return self._vectors[row - written] if row >= written else self._writer.embedding(row)
 
 
-def _record(item: PlannedItem, found: EncodedPicture, row: int, thumbnail: tuple[int, int]) -> ImageRecord:
+def _record(item: PlannedItem, facts: PictureFacts, row: int, thumbnail: tuple[int, int]) -> ImageRecord:
     return ImageRecord(
         row=row,
         id=item.id,
         path=item.key,
-        content_hash=found.content_hash,
-        media_type=found.media_type,
-        width=found.width,
-        height=found.height,
+        content_hash=facts.content_hash,
+        media_type=facts.media_type,
+        width=facts.width,
+        height=facts.height,
         thumbnail=thumbnail,
         label=item.description.label,
         caption=item.description.caption,
         metadata=item.description.metadata,
         source=item.source,
         place=None if item.place == item.key else item.place,
-        size=found.size,
+        size=facts.size,
         stamp=item.stamp,
-        perceptual_hash=found.perceptual_hash,
+        perceptual_hash=facts.perceptual_hash,
     )

@@ -33,7 +33,7 @@ from indexer.snapshot import NEAR_DUPLICATES, BuildOptions
 from indexer.sources.fetch import FetchPolicy
 from indexer.sources.opening import absolute, open_sources
 from indexer.store import SnapshotStore
-from indexer.workers import Limits
+from indexer.workers import Limits, fork_server
 
 TOO_MANY_SKIPPED, INTERRUPTED = 3, 130
 
@@ -92,6 +92,7 @@ def build(
         open_sources(options.sources, FetchPolicy.of(settings))  # before a model is loaded
     except BuildError as error:
         raise typer.BadParameter(str(error), param_hint="SOURCES") from error
+    fork_server()  # it starts while the model loads
     encoder = load_for_build(settings, name, threads=settings.threads)
     # Only said beforehand, not done: other machines are not asked how fast they are.
     work = _local(settings, encoder) if dry_run or executor is Where.LOCAL else _on_ray(settings, encoder, ray_address)
@@ -116,6 +117,7 @@ def retry(
     settings = Settings()
     store = SnapshotStore(snapshots or settings.snapshots)
     manifest = store.manifest(store.published())
+    fork_server()
     encoder = load_for_build(settings, manifest.encoder.name, threads=settings.threads)
     wanted = frozenset(reason or Reason)
     run = Run(_local(settings, encoder), FetchPolicy.of(settings), shard_size, memory_limit, wanted)

@@ -17,7 +17,17 @@ from indexer.catalog import ImageRecord
 from indexer.encoder import Encoder, Pixels
 from indexer.errors import ImageError
 from indexer.preparing import Known, Prepared, Preparer
-from indexer.shards import EncodedPicture, Row, Shard, ShardFile, ShardStore, SkippedPicture, WorkItem, write_shard
+from indexer.shards import (
+    EncodedPicture,
+    PictureFacts,
+    Row,
+    Shard,
+    ShardFile,
+    ShardStore,
+    SkippedPicture,
+    WorkItem,
+    write_shard,
+)
 from indexer.snapshot import Snapshot
 from indexer.workers import DecodePool, Limits
 
@@ -104,7 +114,7 @@ class ShardEncoder:
         new: dict[str, Pixels] = {}
         for each in found:
             if isinstance(each, Prepared):
-                new.setdefault(each.content_hash, each.pixels)
+                new.setdefault(each.facts.content_hash, each.pixels)
         vectors = dict(zip(new, self.encoder.encode_images(list(new.values())), strict=True))
         return [self._row(item, each, vectors) for (item, _), each in zip(batch, found, strict=True)]
 
@@ -114,25 +124,13 @@ class ShardEncoder:
         if isinstance(found, ImageError):
             return SkippedPicture.of(item.key, found)
         if isinstance(found, Prepared):
-            return EncodedPicture(
-                key=item.key,
-                content_hash=found.content_hash,
-                size=found.size,
-                media_type=found.media_type,
-                width=found.width,
-                height=found.height,
-                perceptual_hash=found.perceptual_hash,
-                thumbnail=found.thumbnail,
-                vector=vectors[found.content_hash],
-                encoded=True,
-            )
+            return EncodedPicture(item.key, found.facts, vectors[found.facts.content_hash], encoded=True)
         return copied(item.key, found.record, cast("EarlierRows", self.earlier))  # that is what it is known from
 
 
 def copied(key: str, record: ImageRecord, earlier: EarlierRows) -> EncodedPicture:
     """Return what an earlier snapshot has of a picture, under a key that it may not have had there."""
-    return EncodedPicture(
-        key=key,
+    facts = PictureFacts(
         content_hash=record.content_hash,
         size=record.size,
         media_type=record.media_type,
@@ -140,9 +138,8 @@ def copied(key: str, record: ImageRecord, earlier: EarlierRows) -> EncodedPictur
         height=record.height,
         perceptual_hash=record.perceptual_hash,
         thumbnail=earlier.thumbnail(record),
-        vector=earlier.vector(record),
-        encoded=False,
     )
+    return EncodedPicture(key, facts, earlier.vector(record), encoded=False)
 
 
 def encode_shards(

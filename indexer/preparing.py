@@ -9,21 +9,15 @@ from PIL.Image import Image
 from indexer.catalog import Catalog, ImageRecord
 from indexer.encoder import Pixels
 from indexer.images import RGB, DecodePolicy, content_hash, decode, perceptual_hash, thumbnail
-from indexer.shards import WorkItem
+from indexer.shards import PictureFacts, WorkItem
 from indexer.sources.source import Source
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A picture, ready to be encoded; `size` is that of its file, in bytes."""
+    """A picture, ready to be encoded."""
 
-    content_hash: str
-    size: int
-    media_type: str
-    width: int
-    height: int
-    perceptual_hash: int
-    thumbnail: bytes
+    facts: PictureFacts
     pixels: Pixels
 
 
@@ -85,7 +79,7 @@ class Preparer:
             return Known(known)
         decoded = decode(data, self._policy)
         small = shrink(decoded.rgb)
-        return Prepared(
+        facts = PictureFacts(
             content_hash=digest,
             size=len(data),
             media_type=decoded.media_type,
@@ -93,8 +87,8 @@ class Preparer:
             height=decoded.height,
             perceptual_hash=perceptual_hash(small),
             thumbnail=thumbnail(small),
-            pixels=self._preprocess(decoded.rgb),
         )
+        return Prepared(facts, self._preprocess(decoded.rgb))
 
     def _find(self, digest: str) -> ImageRecord | None:
         if self._earlier is None:

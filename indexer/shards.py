@@ -53,10 +53,9 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class EncodedPicture:
-    """What a build keeps of a picture: `vector` has shape (dim,); `encoded` is false where an earlier one was known."""
+class PictureFacts:
+    """What is known of a picture once it is decoded; `size` is that of its file, in bytes."""
 
-    key: str
     content_hash: str
     size: int
     media_type: str
@@ -64,6 +63,14 @@ class EncodedPicture:
     height: int
     perceptual_hash: int
     thumbnail: bytes
+
+
+@dataclass(frozen=True)
+class EncodedPicture:
+    """What a build keeps of a picture: `vector` has shape (dim,); `encoded` is false where an earlier one was known."""
+
+    key: str
+    facts: PictureFacts
     vector: NDArray[np.float32]
     encoded: bool
 
@@ -174,7 +181,8 @@ def read_shard_file(store: ShardStore, shard_id: str, sha256: str) -> list[Row]:
         if reason is not None:
             rows.append(SkippedPicture(cells["key"], Reason(reason), detail))
         else:
-            rows.append(EncodedPicture(**cells, vector=flat[ends[i] : ends[i + 1]]))
+            key, encoded = cells.pop("key"), cells.pop("encoded")
+            rows.append(EncodedPicture(key, PictureFacts(**cells), flat[ends[i] : ends[i + 1]], encoded))
     return rows
 
 
@@ -184,7 +192,7 @@ def file_name(shard_id: str) -> str:
 
 
 def _cell(row: Row, name: str) -> Any:
-    return getattr(row, name, None)
+    return getattr(row, name, getattr(getattr(row, "facts", None), name, None))
 
 
 def _vectors(column: Any) -> tuple[NDArray[np.float32], NDArray[np.int32]]:

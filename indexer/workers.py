@@ -29,7 +29,7 @@ from typing import Any, Generic, Self, TypeVar
 from indexer.errors import ImageError, Reason
 from indexer.fork_server import Limits
 
-__all__ = ["DecodePool", "Limits"]
+__all__ = ["DecodePool", "Limits", "fork_server"]
 
 T = TypeVar("T")
 R = TypeVar("R")

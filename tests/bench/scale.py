@@ -29,7 +29,7 @@ from indexer.encoder import EncoderName, EncoderSpec
 from indexer.images import DecodePolicy
 from indexer.plan import Plan, image_id
 from indexer.settings import Settings
-from indexer.shards import EncodedPicture, Row, ShardFolder, read_shard_file, write_shard
+from indexer.shards import EncodedPicture, PictureFacts, Row, ShardFolder, read_shard_file, write_shard
 from indexer.snapshot import BuildOptions
 from indexer.sources.source import Item
 from indexer.store import SnapshotStore
@@ -185,8 +185,7 @@ def _assembled(store: SnapshotStore, count: int) -> tuple[str, dict[str, float]]
 def _encoded(key: str) -> EncodedPicture:
     row = int(key[:-4])
     vector = np.random.default_rng(row).standard_normal(DIM, np.float32)
-    return EncodedPicture(
-        key=key,
+    facts = PictureFacts(
         content_hash=f"{row:064x}",
         size=_THUMBNAIL,
         media_type="image/jpeg",
@@ -194,9 +193,8 @@ def _encoded(key: str) -> EncodedPicture:
         height=_HEIGHT,
         perceptual_hash=int(image_id(key), 16),
         thumbnail=row.to_bytes(8) * (_THUMBNAIL // 8),
-        vector=vector / np.linalg.norm(vector),
-        encoded=True,
     )
+    return EncodedPicture(key, facts, vector / np.linalg.norm(vector), encoded=True)
 
 
 def _record(row: int) -> ImageRecord:

@@ -20,11 +20,12 @@ import typer
 from numpy.typing import NDArray
 
 from indexer.ahead import BATCH_SIZE
-from indexer.encoder import Encoder, EncoderName, Pixels, load_encoder
+from indexer.build_command import load_for_build
+from indexer.encoder import Encoder, EncoderName, Pixels
 from indexer.images import DecodePolicy, content_hash, decode, perceptual_hash, thumbnail
 from indexer.preprocessing import shrink
 from indexer.settings import Settings
-from indexer.shards import EncodedPicture, ShardFolder, write_shard
+from indexer.shards import EncodedPicture, PictureFacts, ShardFolder, write_shard
 
 Model = Annotated[str, typer.Option()]
 Weights = Annotated[str, typer.Option()]
@@ -90,7 +91,7 @@ def _rate(encoder: Encoder, batch: int, callers: int, pictures: int) -> float:
 
 
 def _load(name: EncoderName, threads: int) -> Encoder:
-    return load_encoder(name, device="cpu", threads=threads)
+    return load_for_build(Settings(device="cpu"), name, threads=threads)
 
 
 def _ready(encoder: Encoder, count: int) -> list[Pixels]:
@@ -124,18 +125,8 @@ def _prepare(
         pixels = encoder.preprocess(rgb)
 
     def row(vector: NDArray[np.float32]) -> EncodedPicture:
-        return EncodedPicture(
-            key=path.name,
-            content_hash=digest,
-            size=len(data),
-            media_type=picture.media_type,
-            width=picture.width,
-            height=picture.height,
-            perceptual_hash=bits,
-            thumbnail=jpeg,
-            vector=vector,
-            encoded=True,
-        )
+        facts = PictureFacts(digest, len(data), picture.media_type, picture.width, picture.height, bits, jpeg)
+        return EncodedPicture(path.name, facts, vector, encoded=True)
 
     return row, pixels
 

@@ -15,13 +15,15 @@ from PIL import Image
 
 from indexer.build import BuildReport, Run, build, forecast
 from indexer.encoder import Encoder
-from indexer.encoding import Work
+from indexer.encoding import LocalExecutor, Work
 from indexer.errors import BuildError, BuildInterrupted, CorruptShard, Reason
+from indexer.images import DecodePolicy
 from indexer.plan import image_id
 from indexer.progress import ProgressStyle, reporter
 from indexer.shards import Shard, ShardFile
 from indexer.snapshot import BuildOptions, Manifest, Snapshot
 from indexer.store import SnapshotStore
+from indexer.workers import Limits
 from tests.conftest import POLICY, local_run
 
 OLD = 1_700_000_000
@@ -120,6 +122,24 @@ def test_a_bad_picture_is_known_until_it_is_asked_for_or_changes(
     assert report.skipped == Counter({Reason.NOT_AN_IMAGE: 2})
     shutil.copy(source / "red" / "0.png", source / "red" / "page.jpg")
     assert run_build(source, tmp_path / "s", encoder).manifest.count == 25
+
+
+def test_a_picture_that_takes_too_much_is_left_out_until_it_is_asked_for(
+    source: Path, tmp_path: Path, encoder: Encoder
+) -> None:
+    Image.new("L", (10_000, 10_000)).save(source / "red" / "vast.png", compress_level=1)
+    settled(source)
+    options = BuildOptions(sources=(str(source / "red"),))
+    policy = DecodePolicy(POLICY.max_bytes, 200_000_000)
+
+    def run(memory: int, retry: frozenset[Reason] = frozenset()) -> BuildReport:
+        executor = LocalExecutor(lambda _: [encoder], 2, Limits(cpu_seconds=60, wall_seconds=240, memory_bytes=memory))
+        shown = reporter(ProgressStyle.PLAIN)
+        return build(options, SnapshotStore(tmp_path / "s"), encoder, policy, Run(executor, retry=retry), shown)
+
+    assert run(200 * 2**20).skipped == Counter({Reason.TOO_MUCH_MEMORY: 1})
+    assert told(run(2 * 2**30)) == {"unchanged": 8, "skipped": 1}
+    assert run(2 * 2**30, frozenset({Reason.TOO_MUCH_MEMORY})).manifest.count == 9
 
 
 def test_an_interrupted_build_goes_on_and_comes_out_the_same_bit_for_bit(
