@@ -134,7 +134,7 @@ def main() -> None:
     except BuildInterrupted as error:
         print(error, file=sys.stderr)
         sys.exit(building.INTERRUPTED)
-    except KindredError as error:
+    except (KindredError, OSError) as error:  # of a disk that is full or failing, say
         print(f"error: {error}", file=sys.stderr)
         sys.exit(FAILED)
 

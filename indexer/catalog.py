@@ -48,7 +48,7 @@ CREATE TABLE labels (label TEXT PRIMARY KEY, pictures INTEGER NOT NULL) STRICT, 
 INSERT INTO labels SELECT label, count(*) FROM images WHERE label IS NOT NULL GROUP BY label;
 """
 # Memory for pages, and again for sorting, in KiB; what is beyond goes to temporary files.
-_CACHE_KIB = 65_536
+_CACHE_KIB = 16_384
 # SQLite's limit of parameters in one statement is 32,766.
 _MOST_ROWS = 10_000
 

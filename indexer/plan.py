@@ -47,7 +47,7 @@ CREATE INDEX gone_size ON gone (size);
 """
 _BLOCK = 1_000
 # Memory for pages, in KiB; the rest is on disk.
-_CACHE_KIB = 65_536
+_CACHE_KIB = 16_384
 
 Hash = Callable[[Sequence[WorkItem]], Iterable[str | None]]
 """From pictures to the SHA-256 of each, in hex; None where it cannot be read."""

@@ -94,7 +94,7 @@ def _print_sweep(told: Sweep) -> None:
     for action in ACTIONS:
         kinds = ", ".join(f"{count} {kind}" for (each, kind), count in sorted(told.outcomes.items()) if each == action)
         print(f"  {action:<12} {kinds}")
-    for said, count in told.said.most_common():
+    for said, count in told.said.most_common(5):
         print(f"  {count:>3} times: {said}")
     for name, count in told.litter.items():
         print(f"  litter: {name} ({count})")

@@ -122,6 +122,13 @@ def test_a_failure_is_one_line_and_ends_with_1(tmp_path: Path) -> None:
     )
 
 
+def test_what_the_disk_refuses_is_one_line_too(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    command = [sys.executable, "-m", "indexer", "rollback", "--snapshots", str(tmp_path / "file")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, f"error: [Errno 20] Not a directory: '{tmp_path}/file/CURRENT'\n")
+
+
 def test_json_progress_ends_with_the_new_snapshot(source: Path, tmp_path: Path, model: EncoderName) -> None:
     result = run("build", source, "--snapshots", tmp_path / "s", "--model", model.model, "--progress", "json")
     lines = [json.loads(line) for line in result.stdout.splitlines()]
