@@ -30,7 +30,7 @@ from indexer.images import DecodePolicy
 from indexer.plan import Plan, image_id
 from indexer.settings import Settings
 from indexer.shards import EncodedPicture, PictureFacts, Row, ShardFolder, read_shard_file, write_shard
-from indexer.snapshot import BuildOptions
+from indexer.snapshot import NEAR_DUPLICATES, BuildOptions
 from indexer.sources.source import Item
 from indexer.store import SnapshotStore
 from indexer.writer import SnapshotWriter
@@ -48,6 +48,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
 Folder = Annotated[Path, typer.Argument(help="Where scratch files go; 9 kB a row.")]
 Count = Annotated[int, typer.Argument()]
+Group = Annotated[bool, typer.Option(help="Whether near-duplicates are grouped.")]
 
 
 class Memory:
@@ -85,11 +86,13 @@ def compare(
     folder: Folder,
     rows: Annotated[str, typer.Option(help="Sizes of snapshots, with commas.")] = "10000,100000,1000000",
     catalog: Annotated[int, typer.Option(help="Rows of the catalogue that is opened; 0 for none.")] = 10_000_000,
+    group: Group = True,
     out: Annotated[Path | None, typer.Option(help="File for the report.")] = None,
 ) -> None:
     """Measure every size, and print a report in Markdown."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = _table([_child("snapshot", folder, count) for count in map(int, rows.split(","))])
+    flags = () if group else ("--no-group",)
+    text = _table([_child("snapshot", folder, count, *flags) for count in map(int, rows.split(","))])
     if catalog:
         written = _child("write-catalog", folder, catalog)
         text += f"\n{_table([written | _child('open-catalog', folder, catalog)])}"
@@ -100,12 +103,12 @@ def compare(
 
 
 @app.command()
-def snapshot(folder: Folder, count: Count) -> None:
+def snapshot(folder: Folder, count: Count, group: Group = True) -> None:
     """Assemble, commit and open a snapshot of so many rows, and print what it took as JSON."""
     store, memory = SnapshotStore(folder / "snapshots"), Memory()
     before = status("RssAnon")
     with memory.watched():
-        snapshot_id, seconds = _assembled(store, count)
+        snapshot_id, seconds = _assembled(store, count, NEAR_DUPLICATES if group else None)
         start = time.perf_counter()
         opened = store.open(snapshot_id)
         found = opened.search(np.array(opened.embeddings[count // 2]), 10)
@@ -146,7 +149,7 @@ def open_catalog(folder: Folder, count: Count) -> None:
     _tell(count, memory, seconds)
 
 
-def _assembled(store: SnapshotStore, count: int) -> tuple[str, dict[str, float]]:
+def _assembled(store: SnapshotStore, count: int, similarity: float | None) -> tuple[str, dict[str, float]]:
     """Do what a build does once all shards are there; return the snapshot and the seconds of each step."""
     seconds: dict[str, float] = {}
     start = time.perf_counter()
@@ -157,7 +160,7 @@ def _assembled(store: SnapshotStore, count: int) -> tuple[str, dict[str, float]]
         seconds[step], start = now - start, now
 
     spec = EncoderSpec(name=EncoderName(model="synthetic"), dim=DIM, image="0" * 64, text="0" * 64)
-    options, limits = BuildOptions(sources=("/synthetic",)), DecodePolicy.of(Settings())
+    options, limits = BuildOptions(sources=("/synthetic",), near_duplicates=similarity), DecodePolicy.of(Settings())
     with store.lock(), Plan(store.work() / "plan.sqlite") as plan:
         plan.add(0, (Item(_key(row), _key(row), _THUMBNAIL, f"{row}") for row in range(count)), labels=None)
         plan.cut(_SHARD, "")
@@ -234,8 +237,8 @@ def _tell(count: int, memory: dict[str, float], seconds: dict[str, float]) -> No
     print(json.dumps({"rows": count, **named, **{f"{name}, s": round(value, 4) for name, value in seconds.items()}}))
 
 
-def _child(command: str, folder: Path, count: int) -> dict[str, Any]:
-    program = [sys.executable, "-m", "tests.bench.scale", command, str(folder), str(count)]
+def _child(command: str, folder: Path, count: int, *flags: str) -> dict[str, Any]:
+    program = [sys.executable, "-m", "tests.bench.scale", command, str(folder), str(count), *flags]
     told: dict[str, Any] = json.loads(subprocess.run(program, check=True, stdout=subprocess.PIPE).stdout)
     print(told, f"load {os.getloadavg()[0]:.1f}", file=sys.stderr, flush=True)
     return told
