@@ -120,6 +120,11 @@ def grows() -> None:
         kept.append(bytearray(2**16))
 
 
+def takes_much() -> None:
+    """Allocate 384 MiB, and give them back."""
+    bytearray(3 * 2**27)
+
+
 def refuses() -> None:
     """Refuse the picture, as decoding does."""
     raise ImageError(Reason.NOT_AN_IMAGE, "This is no picture.")
@@ -138,7 +143,7 @@ def fails_oddly() -> None:
 HARMS: dict[str, Callable[[], None]] = {
     harm.__name__: harm
     for harm in (
-        *(segfaults, is_killed, exits, raises_exit, spins, works, sleeps, sleeps_deaf, grows),
+        *(segfaults, is_killed, exits, raises_exit, spins, works, sleeps, sleeps_deaf, grows, takes_much),
         *(refuses, fails, fails_oddly),
     )
 }

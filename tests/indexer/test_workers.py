@@ -94,6 +94,12 @@ def test_twenty_poison_items_among_five_hundred_cost_only_themselves(task: Poiso
     assert starts == {work.number: 1 if work.harm is None else 2 for work in works}
 
 
+def test_an_item_may_take_what_the_limit_allows_beyond_the_libraries(task: Poison) -> None:
+    with DecodePool(task, 1, Limits(cpu_seconds=60, wall_seconds=60, memory_bytes=2**29)) as pool:
+        np.testing.assert_array_equal(pool.submit(Work(1, "takes_much")).result(timeout=60), picture(1))
+    assert task.starts(1) == 1
+
+
 @pytest.mark.parametrize("harm", ["sleeps", "spins"])
 def test_an_item_over_the_wall_limit_is_refused_after_two_workers(task: Poison, harm: str) -> None:
     limits = Limits(cpu_seconds=60, wall_seconds=0.25, memory_bytes=2**30)
