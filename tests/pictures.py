@@ -17,6 +17,17 @@ POLICY = DecodePolicy(max_bytes=2**20, max_pixels=1_000_000)
 Array = NDArray[np.uint8]
 """Shape (height, width, 3): an RGB picture."""
 
+FITTING_256 = [
+    ((1024, 512), (256, 128)),
+    ((300, 900), (85, 256)),
+    ((256, 256), (256, 256)),
+    ((30, 20), (30, 20)),
+    ((1, 1), (1, 1)),
+    ((1, 20_000), (1, 256)),
+    ((20_000, 1), (256, 1)),
+]
+"""Widths and heights of pictures, and theirs once they fit a square of 256 pixels."""
+
 EXIF_LAYOUTS: dict[int, Callable[[Array], Array]] = {
     1: lambda upright: upright,
     2: lambda upright: upright[:, ::-1],

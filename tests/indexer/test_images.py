@@ -34,7 +34,7 @@ from indexer.images import (
     scan,
     thumbnail,
 )
-from tests.pictures import EXIF_LAYOUTS, POLICY, encode, orientation, png, quarters
+from tests.pictures import EXIF_LAYOUTS, FITTING_256, POLICY, encode, orientation, png, quarters
 
 # As the product does for itself; pytest puts its own filters first.
 
@@ -478,18 +478,7 @@ def test_real_bad_files_become_rgb_or_an_image_error(real_data: Path) -> None:
 # Thumbnails
 
 
-@pytest.mark.parametrize(
-    ("size", "small"),
-    [
-        ((1024, 512), (256, 128)),
-        ((300, 900), (85, 256)),
-        ((256, 256), (256, 256)),
-        ((30, 20), (30, 20)),
-        ((1, 1), (1, 1)),
-        ((1, 20_000), (1, 256)),
-        ((20_000, 1), (256, 1)),
-    ],
-)
+@pytest.mark.parametrize(("size", "small"), FITTING_256)
 def test_a_thumbnail_fits_256_and_keeps_the_aspect(size: tuple[int, int], small: tuple[int, int]) -> None:
     with Image.open(io.BytesIO(thumbnail(Image.new("RGB", size, "navy")))) as image:
         assert (image.format, image.size) == ("JPEG", small)

@@ -18,7 +18,7 @@ from indexer.errors import EncoderError
 from indexer.images import RGB, perceptual_hash, thumbnail
 from indexer.preprocessing import Preprocessing, shrink
 from indexer.torch_runtime import open_clip
-from tests.pictures import quarters
+from tests.pictures import FITTING_256, quarters
 
 PLAIN: dict[str, Any] = {
     "size": 32,
@@ -159,18 +159,7 @@ def test_a_decoding_process_imports_neither_torchvision_nor_open_clip() -> None:
 # Small pictures
 
 
-@pytest.mark.parametrize(
-    ("size", "small"),
-    [
-        ((1024, 512), (256, 128)),
-        ((300, 900), (85, 256)),
-        ((256, 256), (256, 256)),
-        ((30, 20), (30, 20)),
-        ((1, 1), (1, 1)),
-        ((1, 20_000), (1, 256)),
-        ((20_000, 1), (256, 1)),
-    ],
-)
+@pytest.mark.parametrize(("size", "small"), FITTING_256)
 def test_a_small_picture_fits_256_and_keeps_the_aspect(size: tuple[int, int], small: tuple[int, int]) -> None:
     assert shrink(Image.new("RGB", size, "navy")).size == small
 
