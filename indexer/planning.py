@@ -49,7 +49,9 @@ def make_plan(
         plan.compare(
             earlier.folder / CATALOG, narrower(earlier.manifest.limits, policy), local, _hasher(sources, policy)
         )
-    plan.cut(shard_size, json.dumps([_PREPARATION, spec.image, spec.precision, policy.max_bytes, policy.max_pixels]))
+    # The sources too: a picture without a stamp is told from one of another source by nothing else.
+    facts = [_PREPARATION, options.sources, spec.image, spec.precision, policy.max_bytes, policy.max_pixels]
+    plan.cut(shard_size, json.dumps(facts))
 
 
 def narrower(one: DecodePolicy, other: DecodePolicy) -> DecodePolicy:

@@ -177,6 +177,25 @@ def test_a_picture_that_changes_during_an_interruption_is_seen(source: Path, tmp
         assert image.content_hash == hashlib.sha256((source / image.path).read_bytes()).hexdigest()
 
 
+def test_unfinished_work_of_one_source_is_not_taken_for_that_of_another(
+    source: Path, tmp_path: Path, encoder: Encoder
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(source, other)
+    # Of the same names and sizes, and without stamps, since each is written just before its build.
+    for path in source.rglob("*.png"):
+        path.write_bytes(path.read_bytes().ljust(9_000, b"0"))
+    stopping = Stopping(local_run(encoder, shard_size=4))
+    with pytest.raises(BuildInterrupted):
+        run_build(source, tmp_path / "s", encoder, Run(stopping, shard_size=4))
+    for path in other.rglob("*.png"):
+        path.write_bytes((source / "red" / "0.png").read_bytes()[:-1] + b"1")
+    assert run_build(other, tmp_path / "s", encoder, local_run(encoder, shard_size=4)).resumed == 0
+    snapshot = opened(tmp_path / "s")
+    for image in snapshot.catalog.rows(range(len(snapshot))):
+        assert image.content_hash == hashlib.sha256((other / image.path).read_bytes()).hexdigest()
+
+
 def test_a_damaged_shard_is_done_again(source: Path, tmp_path: Path, encoder: Encoder) -> None:
     settled(source)
     stopping = Stopping(local_run(encoder, shard_size=4))
