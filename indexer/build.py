@@ -97,6 +97,7 @@ class _Bench:
     run: Run
     journal: Journal
     plan: Plan
+    counts: PlanCounts
     shards: ShardStore
     earlier: Snapshot | None
     work: Work
@@ -146,9 +147,9 @@ def build(
         store.publish(manifest.id, verified=True)
         bench.journal.clear()
         if run.shards:
-            for number in range(1, bench.plan.counts().shards + 1):
+            for number in range(1, bench.counts.shards + 1):
                 run.shards.delete(file_name(bench.plan.shard_id(number)))
-        return BuildReport(manifest, bench.plan.counts(), done.encoded, done.reused, resumed, writer.skipped)
+        return BuildReport(manifest, bench.counts, done.encoded, done.reused, resumed, writer.skipped)
 
 
 def forecast(
@@ -161,7 +162,7 @@ def forecast(
     """
     resolve_factory(options.index, encoder.spec.dim)
     with _bench(options, store, encoder, policy, run, progress) as bench:
-        counts, (resumed, _) = bench.plan.counts(), _finished(bench)
+        counts, (resumed, _) = bench.counts, _finished(bench)
         seconds = _seconds_per_picture(bench) * (counts.work - resumed) if counts.work > resumed else 0.0
         return Forecast(counts, resumed, seconds, _disk_needed(bench))
 
@@ -180,8 +181,9 @@ def _bench(
             make_plan(plan, options, sources, encoder.spec, policy, earlier, run.shard_size, run.retry)
             preparer = Preparer(sources, policy, encoder.preprocess, _reusable(earlier, policy))
             shards = run.shards or ShardFolder(folder / "shards")
-            work = Work(preparer, plan.counts().work, earlier, shards, lambda _: None)
-            yield _Bench(options, store, encoder, run, journal, plan, shards, earlier, work, progress)
+            counts = plan.counts()
+            work = Work(preparer, counts.work, earlier, shards, lambda _: None)
+            yield _Bench(options, store, encoder, run, journal, plan, counts, shards, earlier, work, progress)
             unfinished = journal.job() is not None
         if not unfinished:
             shutil.rmtree(folder)
@@ -228,7 +230,7 @@ def _reusable(earlier: Snapshot | None, policy: DecodePolicy) -> Earlier | None:
 def _finished(bench: _Bench) -> tuple[int, list[int]]:
     """Return how many pictures are in finished shards, and the numbers of the other shards."""
     done, rest = 0, []
-    for number in range(1, bench.plan.counts().shards + 1):
+    for number in range(1, bench.counts.shards + 1):
         shard = bench.journal.finished(bench.plan.shard_id(number))
         if shard is None:
             rest.append(number)
@@ -240,14 +242,14 @@ def _finished(bench: _Bench) -> tuple[int, list[int]]:
 def _encode(bench: _Bench) -> int:
     """Encode every shard that is not finished, and return how many pictures are in those that were."""
     resumed, rest = _finished(bench)
-    left = bench.plan.counts().work - resumed
+    left = bench.counts.work - resumed
     if rest:
         work = replace(bench.work, tell=_Tally(bench.progress, left))
         for shard in bench.run.executor(work, map(bench.plan.shard, rest), bench.run.stop):
             bench.journal.record(shard)
             left -= shard.pictures
     if left:
-        total = bench.plan.counts().work
+        total = bench.counts.work
         raise BuildInterrupted(
             f"Stopped: {total - left:,} of {total:,} pictures are encoded and kept. "
             "The same command goes on from there."
@@ -264,7 +266,7 @@ def _assemble(bench: _Bench, writer: SnapshotWriter) -> Assembled:
             bench.journal.forget(shard.shard_id)
             raise CorruptShard(f"{error} Run the same command again: it encodes these pictures anew.") from error
 
-    total = bench.plan.counts().total
+    total = bench.counts.total
     done = assemble(bench.plan, read, bench.earlier, writer, lambda n: bench.progress.update("write", n, total))
     if not writer.rows:
         reasons = ", ".join(f"{count} {reason}" for reason, count in writer.skipped.items()) or "no files"
@@ -284,7 +286,7 @@ def _check_disk(bench: _Bench) -> None:
 
 def _disk_needed(bench: _Bench) -> int:
     """Return the bytes that a build will write, about: a thumbnail is as large as those before, or 8 KiB."""
-    counts, vector = bench.plan.counts(), 4 * bench.encoder.spec.dim
+    counts, vector = bench.counts, 4 * bench.encoder.spec.dim
     earlier = bench.earlier
     thumbnail = len(earlier.thumbnails) // len(earlier) if earlier else 8 * 2**10
     row = 2 * vector + thumbnail + 2**10  # embeddings, index, thumbnail, catalogue

@@ -189,7 +189,7 @@ class LocalExecutor:
 
     def __call__(self, work: Work, shards: Iterable[Shard], stop: threading.Event) -> Iterator[ShardFile]:
         """Encode shards as `Executor` says."""
-        workers = self._workers or (os.cpu_count() or 1) * (4 if work.preparer.remote else 1)
+        workers = self._workers or work.preparer.processes(os.cpu_count() or 1)
         with DecodePool(work.preparer, workers, self._limits) as pool:
             encoders = [
                 ShardEncoder(pool.submit, encoder, work.earlier, work.store, work.tell)

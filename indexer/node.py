@@ -90,7 +90,7 @@ class Node:
         self._see_store()
         earlier = None if errand.earlier is None else self._see_earlier(errand.earlier)
         encoder = self._load()
-        workers = errand.workers or self._cpus * (4 if errand.preparer.remote else 1)
+        workers = errand.workers or errand.preparer.processes(self._cpus)
         pool = DecodePool(errand.preparer, workers, errand.limits)
         self._encoder = ShardEncoder(pool.submit, encoder, earlier, errand.store, lambda _: None)
 

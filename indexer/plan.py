@@ -171,7 +171,7 @@ class Plan:
         uri = f"{catalog.resolve().as_uri()}?mode=ro&immutable=1"
         self._connection.execute("ATTACH ? AS old", [uri])
         self._connection.execute(
-            "CREATE TEMP VIEW known AS SELECT row, id, path, size, stamp, content_hash FROM old.images "  # noqa: S608
+            "CREATE TEMP VIEW known AS SELECT row, id, size, stamp, content_hash FROM old.images "  # noqa: S608
             f"WHERE size <= {limits.max_bytes:d} AND width * height <= {limits.max_pixels:d}"
         )
         with self._transaction():
@@ -251,7 +251,7 @@ class Plan:
     def _touched(self, numbers: str, hashes: Hash) -> None:
         """Take what has another stamp, and the same content."""
         query = (
-            "SELECT items.seq, items.key, items.source, items.place, k.row, k.content_hash FROM items "  # noqa: S608
+            "SELECT seq, items.key, items.source, items.place, k.row, k.content_hash FROM items "  # noqa: S608
             "JOIN known AS k ON k.id = items.id WHERE items.kind IS NULL AND items.reason IS NULL "
             f"AND k.size = items.size AND items.source IN ({numbers})"
         )
@@ -288,8 +288,7 @@ class Plan:
     def _blocks(self, query: str) -> Iterator[tuple[Any, ...]]:
         """Yield the rows of a query on `items` in their order, read block by block: items may change in between."""
         last = 0
-        column = "items.seq" if "JOIN" in query else "seq"
-        query = f"{query} AND {column} > ? ORDER BY {column} LIMIT {_BLOCK}"
+        query = f"{query} AND seq > ? ORDER BY seq LIMIT {_BLOCK}"
         while rows := self._connection.execute(query, [last]).fetchall():
             yield from rows
             last = rows[-1][0]

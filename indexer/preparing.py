@@ -57,6 +57,10 @@ class Preparer:
         """Whether reading waits for a network."""
         return any(source.remote for source in self._sources)
 
+    def processes(self, cores: int) -> int:
+        """Return how many processes keep so many cores busy: more than cores where they wait for a network."""
+        return cores * (4 if self.remote else 1)
+
     def read(self, item: WorkItem) -> bytes:
         """Return the bytes of a picture.
 
