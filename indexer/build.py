@@ -14,7 +14,7 @@ from indexer.encoder import Encoder
 from indexer.encoding import Executor, Work
 from indexer.errors import BuildError, BuildInterrupted, CorruptShard, Reason, SnapshotError
 from indexer.images import DecodePolicy
-from indexer.index import resolve_factory
+from indexer.index_building import resolve_factory
 from indexer.journal import DatabaseError, Journal
 from indexer.plan import Plan, PlanCounts
 from indexer.planning import make_plan, narrower

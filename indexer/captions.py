@@ -21,7 +21,7 @@ from indexer.ahead import BATCH_SIZE
 from indexer.encoder import Embeddings, Encoder, EncoderName, load_encoder
 from indexer.errors import BuildError
 from indexer.images import DecodePolicy
-from indexer.index import VectorIndex
+from indexer.index import nearest
 from indexer.labels import TABLES, describe, read_rows
 from indexer.progress import ProgressStyle, Reporter, reporter
 from indexer.samples import Samples, encode_samples, load_samples
@@ -206,7 +206,7 @@ def _encode(corpus: Sequence[str], start: int, end: int, encoder: Encoder, progr
 
 def _nearest(images: Embeddings, texts: Embeddings, start: int, top: int) -> _Candidates:
     """Return the captions nearest to each picture, of those from row `start` of the corpus; equal ones in its order."""
-    rows = np.sort(VectorIndex.build(texts, "Flat").search_many(images, top), axis=1)
+    rows = np.sort(nearest(texts, images, min(top, len(texts))), axis=1)
     scores = np.stack([texts[own] @ image for own, image in zip(rows, images, strict=True)])
     best = np.argsort(-scores, axis=1, stable=True)
     return _Candidates(np.take_along_axis(rows, best, axis=1) + start, np.take_along_axis(scores, best, axis=1))

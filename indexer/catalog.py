@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.errors import BuildError, CorruptSnapshot
+from indexer.selection import Selection
 
 _SCHEMA = """
 CREATE TABLE images (
@@ -146,6 +147,11 @@ class Catalog:
         query = f"SELECT {_COLUMNS} FROM images WHERE content_hash = ? ORDER BY row LIMIT 1"  # noqa: S608 - a constant
         found = self._fetch(query, [bytes.fromhex(content_hash)])
         return _record(found[0]) if found else None
+
+    def select(self, where: str, parameters: Sequence[Any] = ()) -> Selection:
+        """Return the rows for which an SQL expression holds, `parameters` being bound to its question marks."""
+        rows = self._fetch(f"SELECT row FROM images WHERE {where}", parameters)  # noqa: S608 - all values are bound
+        return Selection.of((row for (row,) in rows), len(self))
 
     def label_counts(self) -> dict[str, int]:
         """Return how many pictures each label has."""

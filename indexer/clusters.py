@@ -4,7 +4,7 @@ import numpy as np
 
 from indexer.encoder import Embeddings
 from indexer.errors import BuildError
-from indexer.index import kmeans
+from indexer.index_building import kmeans
 
 PER_CLUSTER = 100
 """Pictures in a cluster, on average: the coarse end of the 20 to 100 that are usual, which measured best."""

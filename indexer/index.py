@@ -1,56 +1,95 @@
-"""VectorIndex: exact or approximate nearest neighbours by inner product. The door to FAISS."""
+"""VectorIndex: exact or approximate nearest neighbours by inner product. A door to FAISS."""
 
 import math
-import re
-import struct
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
 
 from indexer.encoder import Embeddings
-from indexer.errors import BuildError, CorruptSnapshot
+from indexer.errors import CorruptSnapshot
+from indexer.selection import Selection
 
-AUTO = "auto"
+Rows = NDArray[np.int64]
+"""Row numbers of embeddings."""
 
-# Rows handed to FAISS at a time, so that memory-mapped embeddings are never in memory as a whole.
-_ADD_ROWS = 65_536
-# More training vectors than this change a quantiser little and cost memory.
-_TRAIN_ROWS = 262_144
-# FAISS's arrays grow by doubling, and for a moment there are both, the old one and the new one.
-_GROWTH = 2
-# What is trained on is copied, rotated and sorted.
-_SAMPLE_COPIES = 3
-# FAISS takes these, and then crashes or never ends: a part of no size, and a graph of one link or none.
-_NEVER = re.compile(r"(?<!\d)0+(?!\d)|(HNSW|NSG)1(?!\d)")
-# k-means starts anew this often, and the best outcome counts: a single start may end far from it.
-_KMEANS_STARTS = 5
+# Rows of a selection that are copied at a time, to be compared with a query.
+_GATHER_ROWS = 65_536
 
 
-@dataclass(frozen=True)
-class Neighbors:
-    """Rows of the nearest embeddings, best first, and their cosine similarities; both of shape (k,)."""
+class SearchParameters(BaseModel):
+    """How thoroughly an approximate index searches. What an index has no use for is None, and FAISS's default holds.
 
-    rows: NDArray[np.int64]
-    scores: NDArray[np.float32]
+    Attributes:
+        nprobe: lists of an IVF index that are scanned.
+        ef_search: nodes that an HNSW graph keeps in view.
+        k_factor: candidates that a refining index compares exactly, as a multiple of the results asked for.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    nprobe: int | None = Field(default=None, ge=1)
+    ef_search: int | None = Field(default=None, ge=1)
+    k_factor: float | None = Field(default=None, ge=1)
+
+    def widened(self, factor: float) -> Self:
+        """Return a search of `factor` (1 or more) times as much: as wide as it takes where few vectors are wanted."""
+        more = {name: math.ceil(value * factor) for name in ("nprobe", "ef_search") if (value := getattr(self, name))}
+        return self.model_copy(update=more)
 
 
-@dataclass(frozen=True)
-class Clusters:
-    """Outcome of k-means: unit `centroids`, shape (k, dim), and the nearest one's number of each row, shape (n,)."""
+DEFAULT = SearchParameters()
 
-    centroids: Embeddings
-    assignment: NDArray[np.int64]
+
+class Index(Protocol):
+    """What answers searches: an index on a CPU or on GPUs. Searches may run in several threads."""
+
+    def __len__(self) -> int:
+        """Return how many vectors there are."""
+        ...
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        ...
+
+    @property
+    def exact(self) -> bool:
+        """Whether it finds the true nearest, so that there is nothing to tune."""
+        ...
+
+    @property
+    def selects(self) -> bool:
+        """Whether it can search among the rows of a selection."""
+        ...
+
+    def search(
+        self, vectors: Embeddings, k: int, parameters: SearchParameters = DEFAULT, selection: Selection | None = None
+    ) -> Rows:
+        """Return the rows of the nearest vectors to each of n.
+
+        Args:
+            vectors: unit rows, shape (n, dim).
+            k: at least 1.
+            parameters: how thoroughly to search.
+            selection: the rows to search among; None for all. Only for an index that `selects`.
+
+        Returns:
+            Shape (n, k), best first in the index's own order; -1 where it finds no more.
+        """
+        ...
 
 
 class VectorIndex:
-    """A FAISS index over unit vectors; vector i is row i of the embeddings. Searches may run in several threads."""
+    """A FAISS index over unit vectors; vector i is row i of the embeddings."""
 
     def __init__(self, index: Any) -> None:
         self._index = index
+        self.exact = isinstance(index, faiss.IndexFlat)
+        self.selects = _honours_selectors(index)
 
     def __len__(self) -> int:
         return int(self._index.ntotal)
@@ -59,43 +98,6 @@ class VectorIndex:
     def dim(self) -> int:
         """Length of a vector."""
         return int(self._index.d)
-
-    @classmethod
-    def build(cls, embeddings: Embeddings, factory: str) -> Self:
-        """Build an index over `embeddings`, shape (n, dim), which may be memory-mapped.
-
-        Args:
-            embeddings: unit rows.
-            factory: a factory string as `resolve_factory` returns.
-
-        Raises:
-            BuildError: FAISS cannot build this index over these vectors.
-        """
-        return cls(_built(embeddings, factory))
-
-    @staticmethod
-    def write(embeddings: Embeddings, factory: str, path: Path, memory_limit: int | None) -> None:
-        """Build an index over `embeddings`, as `build` does, and write it into a file.
-
-        Flat is written block by block, and takes next to no memory; all others are built in memory.
-
-        Args:
-            embeddings: unit rows, shape (n, dim), which may be memory-mapped.
-            factory: a factory string as `resolve_factory` returns.
-            path: of the file.
-            memory_limit: bytes that building may take; None for any.
-
-        Raises:
-            BuildError: FAISS cannot build this index, it would take too much memory, or the disk is full.
-        """
-        try:
-            if factory == "Flat":
-                _write_flat(embeddings, path)
-                return
-            _check_memory(embeddings, factory, memory_limit)
-            faiss.write_index(_built(embeddings, factory), str(path))
-        except (OSError, RuntimeError) as error:
-            raise BuildError(f"The index {path} cannot be written: {_last_line(error)}") from error
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -110,179 +112,82 @@ class VectorIndex:
             # Maps what it can (all of Flat, so that no vector is in memory twice) and reads the rest.
             return cls(faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC))
         except (RuntimeError, MemoryError) as error:
-            raise CorruptSnapshot(f"{path} is no FAISS index: {_last_line(error)}") from error
+            raise CorruptSnapshot(f"{path} is no FAISS index: {last_line(error)}") from error
 
-    def search(self, vector: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-        """Return the rows of at most k nearest vectors, in FAISS's order.
-
-        Args:
-            vector: unit length, shape (dim,).
-            k: at least 1; an approximate index may find fewer.
-        """
-        _, rows = self._index.search(vector[None, :], min(k, len(self)))
-        found: NDArray[np.int64] = rows[0][rows[0] >= 0]
-        return found
-
-    def search_many(self, vectors: Embeddings, k: int) -> NDArray[np.int64]:
-        """Return the rows of the min(k, len) nearest vectors to each of n, shape (n, min(k, len)), in FAISS's order.
-
-        Faster by far than one search after the other: FAISS multiplies whole blocks. For exact indexes: an approximate
-        one may find fewer, and puts -1 in place of a row.
-        """
-        rows: NDArray[np.int64] = self._index.search(np.ascontiguousarray(vectors), min(k, len(self)))[1]
+    def search(
+        self, vectors: Embeddings, k: int, parameters: SearchParameters = DEFAULT, selection: Selection | None = None
+    ) -> Rows:
+        """Return the rows of the nearest vectors to each of n, as `Index.search` says."""
+        params = _faiss_parameters(self._index, parameters, _selector(selection))
+        rows: Rows = self._index.search(np.ascontiguousarray(vectors, np.float32), k, params=params)[1]
         return rows
 
 
-def resolve_factory(factory: str, dim: int) -> str:
-    """Return the FAISS factory string that `factory` stands for: itself, or `auto`'s choice.
+def nearest(embeddings: Embeddings, vectors: Embeddings, k: int, selection: Selection | None = None) -> Rows:
+    """Return the rows of the k nearest embeddings to each of n vectors, by comparing with all of them.
 
-    `auto` is Flat: exact, with nothing to tune. Others trade recall for speed, with FAISS's default search parameters.
+    Args:
+        embeddings: unit rows, shape (rows, dim), which may be memory-mapped.
+        vectors: unit rows, shape (n, dim).
+        k: at least 1.
+        selection: the rows to compare with; None for all.
 
-    Raises:
-        BuildError: FAISS does not know the string, or would crash.
+    Returns:
+        Shape (n, k), best first; -1 where there are no more.
     """
-    choice = "Flat" if factory == AUTO else factory
-    if found := _NEVER.search(choice):
-        raise BuildError(f"FAISS can make no index {factory!r}: {found[0]!r} is too small.")
-    _empty(dim, choice)
-    return choice
+    vectors = np.ascontiguousarray(vectors, np.float32)
+    best = faiss.ResultHeap(len(vectors), k, keep_max=True)
+    rows = None if selection is None else selection.rows()
+    # All at once where they lie in order; a selection is copied together, block by block.
+    block = max(len(embeddings), 1) if rows is None else _GATHER_ROWS
+    for start in range(0, len(embeddings) if rows is None else len(rows), block):
+        part = embeddings if rows is None else embeddings[rows[start : start + block]]
+        scores, places = faiss.knn(vectors, part, min(k, len(part)), faiss.METRIC_INNER_PRODUCT)
+        best.add_result(scores, places if rows is None else rows[start + places])
+    best.finalize()
+    found: Rows = best.I
+    return found
 
 
-def kmeans(embeddings: Embeddings, k: int, seed: int) -> Clusters:
-    """Cluster unit rows, shape (n, dim), by spherical k-means (Dhillon & Modha, 2001) from k-means++ starts.
-
-    The same seed gives the same clusters on the same machine. Time grows with n times k.
-
-    Raises:
-        BuildError: there are fewer rows than clusters, or FAISS cannot cluster them.
-    """
-    if not 1 <= k <= len(embeddings):
-        raise BuildError(
-            f"{len(embeddings):,} pictures cannot make {k:,} clusters: give from 1 to as many as there are."
-        )
-    rows = np.ascontiguousarray(embeddings, np.float32)
-    # Every row is trained on, and FAISS does not warn of clusters that are smaller than a quantiser's should be.
-    options = {"min_points_per_centroid": 1, "max_points_per_centroid": len(rows), "nredo": _KMEANS_STARTS}
-    start = faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS
-    try:
-        clustering = faiss.Kmeans(rows.shape[1], k, spherical=True, seed=seed, init_method=start, **options)
-        clustering.train(rows)
-        _, nearest = clustering.index.search(rows, 1)
-    except (RuntimeError, MemoryError) as error:
-        detail = _last_line(error)
-        raise BuildError(f"FAISS cannot make {k:,} clusters of {len(rows):,} vectors: {detail}") from error
-    return Clusters(np.asarray(clustering.centroids), nearest[:, 0])
-
-
-def _empty(dim: int, factory: str) -> Any:
-    try:
-        return faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
-    except (RuntimeError, MemoryError, TypeError) as error:
-        detail = _last_line(error)
-        raise BuildError(f"FAISS knows no index {factory!r} of {dim} dimensions: {detail}") from error
-
-
-def _built(embeddings: Embeddings, factory: str) -> Any:
-    """Train an index on `embeddings` and add all of them: on a GPU, where there is one that takes it."""
-    index = _empty(embeddings.shape[1], factory)
-    try:
-        place = _on_gpu(index)
-        if not place.is_trained:
-            place.train(np.ascontiguousarray(_sample(embeddings)))
-        for start in range(0, len(embeddings), _ADD_ROWS):
-            place.add(np.ascontiguousarray(embeddings[start : start + _ADD_ROWS]))
-        if place is not index:
-            index = faiss.index_gpu_to_cpu(place)
-        # Some strings, such as IVF0, make an index that takes vectors and then cannot be searched.
-        index.search(np.ascontiguousarray(embeddings[:1]), 1)
-    except (RuntimeError, MemoryError) as error:
-        detail = _last_line(error)
-        raise BuildError(f"FAISS cannot build {factory} over {len(embeddings):,} vectors: {detail}") from error
-    return index
-
-
-def _on_gpu(index: Any) -> Any:
-    """Return a copy of an empty IVF index on the first GPU, or the index itself where there is none for it."""
-    if not hasattr(faiss, "index_cpu_to_gpu") or not faiss.get_num_gpus() or not isinstance(index, faiss.IndexIVF):
-        return index
-    try:
-        return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), 0, index)
-    except RuntimeError:
-        # Not every kind of code can be on a GPU.
-        return index
-
-
-def _write_flat(embeddings: Embeddings, path: Path) -> None:
-    """Write what `faiss.write_index` writes of an IndexFlatIP over `embeddings`, without having them in memory."""
-    count, dim = embeddings.shape
-    header = bytearray(faiss.serialize_index(faiss.IndexFlatIP(dim)))
-    # Four letters, the dimension, the number of vectors, and so on; at the end how many numbers follow.
-    struct.pack_into("<q", header, 8, count)
-    struct.pack_into("<Q", header, len(header) - 8, count * dim)
-    with path.open("wb") as file:
-        file.write(header)
-        for start in range(0, count, _ADD_ROWS):
-            file.write(np.ascontiguousarray(embeddings[start : start + _ADD_ROWS], "<f4").data)
-
-
-def _check_memory(embeddings: Embeddings, factory: str, limit: int | None) -> None:
-    count, dim = embeddings.shape
-    need = _memory(count, dim, factory)
-    if limit is None or need <= limit:
-        return
-    others = [f"IVF{_lists(count)},SQ8"] + ([f"IVF{_lists(count)},PQ{dim // 8}"] if dim % 8 == 0 else [])
-    needs = {other: _memory(count, dim, other) for other in others}
-    fitting = [
-        "Flat (next to nothing)",
-        *(f"{other} ({_giga(less)})" for other, less in needs.items() if less <= limit),
-    ]
-    raise BuildError(
-        f"Building {factory} over {count:,} vectors may take {_giga(need)} of memory; the limit is {_giga(limit)}. "
-        f"Raise it, or choose an index that fits: {', '.join(fitting)}."
-    )
-
-
-def _giga(size: int) -> str:
-    return f"{size / 10**9:.3g} GB"
-
-
-def _lists(count: int) -> int:
-    """Return how many lists suit an IVF index over so many vectors: a power of two near 4 sqrt(count)."""
-    return 1 << max(round(math.log2(4 * math.sqrt(count))), 0)
-
-
-def _memory(count: int, dim: int, factory: str) -> int:
-    """Return how many bytes building an index may take at most, as far as can be told before."""
-    index = _empty(dim, factory)
-    sample = min(count, _ADD_ROWS if index.is_trained else _TRAIN_ROWS)
-    return _GROWTH * _vector_bytes(index) * count + _SAMPLE_COPIES * 4 * dim * sample
-
-
-def _vector_bytes(index: Any) -> int:
-    """Estimate how many bytes an index keeps of each vector: its code, and its number or its links."""
-    index = faiss.downcast_index(index)
-    if isinstance(index, faiss.IndexPreTransform | faiss.IndexIDMap):
-        return _vector_bytes(index.index)
-    if isinstance(index, faiss.IndexRefine):
-        return _vector_bytes(index.base_index) + _vector_bytes(index.refine_index)
-    if isinstance(index, faiss.IndexHNSW):
-        # Links take 4 bytes each; a lock, a level and the links of upper levels come to some 32.
-        return _vector_bytes(index.storage) + 4 * index.hnsw.cum_nneighbor_per_level.at(1) + 32
-    if isinstance(index, faiss.IndexNSG):
-        # It is made of a graph of the nearest neighbours, and that in lists of twice the size.
-        return 4 * index.d + 16 * index.GK
-    try:
-        return int(index.sa_code_size()) + 8
-    except RuntimeError:
-        return 4 * int(index.d)
-
-
-def _sample(embeddings: Embeddings) -> Embeddings:
-    """Return at most `_TRAIN_ROWS` rows, spread evenly, so that a rebuild trains on the same ones."""
-    step = -(-len(embeddings) // _TRAIN_ROWS)
-    return embeddings[:: max(step, 1)]
-
-
-def _last_line(error: Exception) -> str:
-    # FAISS puts the C++ source position first and what went wrong last.
+def last_line(error: Exception) -> str:
+    """Return what FAISS says went wrong: it puts the C++ source position first."""
     return (str(error).strip() or type(error).__name__).splitlines()[-1]
+
+
+def _selector(selection: Selection | None) -> Any:
+    return None if selection is None else faiss.IDSelectorBitmap(selection.bits)
+
+
+def _faiss_parameters(index: Any, parameters: SearchParameters, selector: Any) -> Any:
+    """Return the parameters of one search: never set on the index, which other threads are searching."""
+    index = faiss.downcast_index(index)
+    # FAISS takes no None for "no selector".
+    chosen = {} if selector is None else {"sel": selector}
+    if isinstance(index, faiss.IndexRefine):
+        inner = _faiss_parameters(index.base_index, parameters, selector)
+        factor = index.k_factor if parameters.k_factor is None else parameters.k_factor
+        return faiss.IndexRefineSearchParameters(k_factor=factor, base_index_params=inner, **chosen)
+    if isinstance(index, faiss.IndexPreTransform):
+        inner = _faiss_parameters(index.index, parameters, selector)
+        return faiss.SearchParametersPreTransform(index_params=inner, **chosen)
+    if isinstance(index, faiss.IndexIVF):
+        return faiss.SearchParametersIVF(nprobe=parameters.nprobe or index.nprobe, **chosen)
+    if isinstance(index, faiss.IndexHNSW):
+        return faiss.SearchParametersHNSW(efSearch=parameters.ef_search or index.hnsw.efSearch, **chosen)
+    # Others have nothing to set, and some refuse any parameters.
+    return faiss.SearchParameters(**chosen) if chosen else None
+
+
+def _honours_selectors(index: Any) -> bool:
+    """Tell whether an index searches among selected rows: some refuse to, and some take no notice."""
+    total = int(index.ntotal)
+    if not total:
+        return True
+    odd = Selection.of(range(1, total, 2), total)
+    probe = np.zeros((1, int(index.d)), np.float32)
+    probe[0, 0] = 1
+    try:
+        rows = index.search(probe, min(total, 10), params=_faiss_parameters(index, DEFAULT, _selector(odd)))[1]
+    except RuntimeError:
+        return False
+    return bool(((rows < 0) | (rows % 2 == 1)).all())

@@ -6,8 +6,10 @@ snapshot is complete, and opening it proves that nothing has changed since.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Literal, Self
 
@@ -20,7 +22,9 @@ from indexer.catalog import Catalog, ImageRecord
 from indexer.encoder import Embeddings, EncoderSpec
 from indexer.errors import CorruptSnapshot, ImageError, Reason
 from indexer.images import DecodePolicy, content_hash
-from indexer.index import VectorIndex
+from indexer.index import DEFAULT, Index, Rows, SearchParameters, VectorIndex, nearest
+from indexer.recall import DEPTH, QueryKind, Tuning
+from indexer.selection import Selection
 from indexer.sources.fetch import FetchPolicy
 from indexer.sources.opening import open_sources
 
@@ -34,9 +38,14 @@ SKIPPED = "skipped.parquet"
 NEAR_DUPLICATES = 0.95
 """Cosine similarity from which pictures that look the same are grouped: `near_duplicates.py` says how it was chosen."""
 
+TARGET_RECALL = 0.98
+"""Recall@10 that an approximate index is tuned to, for each kind of query."""
+
 # Scores are compared, and given out, to this many decimals: what is beyond differs with the order of additions.
 _SCORE_DECIMALS = 6
 _FILES = frozenset({EMBEDDINGS, INDEX, CATALOG, THUMBNAILS, SKIPPED})
+# Comparing with so many pictures takes no longer than searching the index for what few of its vectors are (measured).
+_FEW = 20_000
 _CANARIES = 8
 _CANARY_SCORE = 0.999
 
@@ -58,6 +67,8 @@ class BuildOptions(BaseModel):
         labels: `parent`, the absolute path of a table, or None.
         index: a FAISS factory string or `auto`.
         near_duplicates: cosine similarity from which pictures that look the same are grouped; None groups none.
+        target_recall: recall@10 that an approximate index must reach for each kind of query, 0 to 1.
+        accept_low_recall: whether to publish an index that does not.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -66,10 +77,18 @@ class BuildOptions(BaseModel):
     labels: str | None = None
     index: str = "auto"
     near_duplicates: float | None = Field(default=NEAR_DUPLICATES, ge=0, le=1)
+    target_recall: float = Field(default=TARGET_RECALL, gt=0, le=1)
+    accept_low_recall: bool = False
 
 
 class Manifest(BaseModel):
-    """The description of a snapshot; `created_at` is when its build began."""
+    """The description of a snapshot.
+
+    Attributes:
+        created_at: when its build began.
+        factory: FAISS's string of the index; of Flat, which is exact, there is nothing to tune.
+        tuning: how an approximate index is searched; None: with FAISS's own settings.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -80,6 +99,7 @@ class Manifest(BaseModel):
     encoder: EncoderSpec
     limits: DecodePolicy
     factory: str
+    tuning: Tuning | None = None
     count: int
     skipped: dict[Reason, int]
     files: dict[str, FileFacts]
@@ -94,13 +114,22 @@ class Hit:
 
 
 @dataclass(frozen=True)
+class _Among:
+    """Which pictures a search is among, and how it is made."""
+
+    kind: QueryKind
+    selection: Selection | None
+    exact: bool
+
+
+@dataclass(frozen=True)
 class Snapshot:
     """An open snapshot. Reads may run in several threads; its files close with the last reference to it."""
 
     folder: Path
     manifest: Manifest
     embeddings: Embeddings
-    index: VectorIndex
+    index: Index
     catalog: Catalog
     thumbnails: NDArray[np.uint8]
 
@@ -132,26 +161,33 @@ class Snapshot:
     def __len__(self) -> int:
         return self.manifest.count
 
-    def search(self, vector: NDArray[np.float32], limit: int, *, labelled: bool = False) -> list[Hit]:
-        """Return the pictures nearest to a vector, best first, ties by id.
+    def search(
+        self,
+        vectors: Embeddings,
+        limit: int,
+        kind: QueryKind,
+        *,
+        selection: Selection | None = None,
+        exact: bool = False,
+    ) -> list[list[Hit]]:
+        """Return the pictures nearest to each of n vectors, best first, ties by id.
 
         Args:
-            vector: unit length, shape (dim,).
-            limit: at least 1; how many hits at most.
-            labelled: whether to leave out pictures without a label.
+            vectors: unit rows, shape (n, dim).
+            limit: at least 1; how many hits at most, for each.
+            kind: what the vectors were made of: each kind is searched as thoroughly as it was measured to need.
+            selection: rows to search among; None for all.
+            exact: whether to compare with every picture, however long that takes.
 
         Returns:
-            `limit` hits, or fewer where the index finds no more.
+            For each vector `limit` hits, or as many as there are pictures to search among.
         """
-        asked = limit + 1
-        while True:
-            rows = self.index.search(vector, asked)
-            hits = self._ranked(rows, vector, labelled)
-            exhausted = len(rows) < min(asked, len(self)) or asked >= len(self)
-            # One hit beyond the limit, and worse than the last within it, shows that no tie was cut by chance.
-            if exhausted or (len(hits) > limit and hits[limit].score < hits[limit - 1].score):
-                return hits[:limit]
-            asked *= 2
+        among = _Among(kind, selection, exact)
+        rows = self._nearest(vectors, limit + 1, among)
+        return [
+            self._settled(vector, limit, among, hits)
+            for vector, hits in zip(vectors, self._ranked(rows, vectors), strict=True)
+        ]
 
     def vector(self, image: ImageRecord) -> NDArray[np.float32]:
         """Return the embedding of a picture, shape (dim,)."""
@@ -187,19 +223,55 @@ class Snapshot:
                 other vectors misses nearly all.
         """
         rows = np.linspace(0, len(self) - 1, _CANARIES).astype(np.int64)
-        hits = [self.search(np.array(self.embeddings[row]), 10)[:1] for row in rows]
-        found = [bool(hit) and hit[0].score >= _CANARY_SCORE for hit in hits]
+        vectors = self.embeddings[rows]
+        # The index by itself: `search` makes up for what it does not find.
+        answers = self.index.search(vectors, DEPTH, self._parameters(QueryKind.IMAGE))
+        near = (self.embeddings[own[own >= 0]] @ vector for own, vector in zip(answers, vectors, strict=True))
+        found = [bool(scores.size) and scores.max() >= _CANARY_SCORE for scores in near]
         if sum(found) * 2 < len(found):
             raise CorruptSnapshot(f"{self.folder}: {len(found) - sum(found)} of {len(found)} canaries were not found.")
 
-    def _ranked(self, rows: NDArray[np.int64], vector: NDArray[np.float32], labelled: bool) -> list[Hit]:
-        # Scores come from the embeddings, so that they are true cosines whatever the index stores.
-        # In double precision, since in single equal rows may differ in the last decimal, and not be ties.
-        scores = np.round(self.embeddings[rows].astype(np.float64) @ vector.astype(np.float64), _SCORE_DECIMALS)
-        images = self.catalog.rows([int(row) for row in rows])
-        hits = [Hit(image, float(score)) for image, score in zip(images, scores, strict=True)]
-        kept = (hit for hit in hits if hit.image.label is not None or not labelled)
-        return sorted(kept, key=lambda hit: (-hit.score, hit.image.id))
+    def _nearest(self, vectors: Embeddings, k: int, among: "_Among") -> list[Rows]:
+        """Return the rows of the k nearest pictures to each vector, or of all there are, in no certain order."""
+        selection = among.selection
+        available = len(self) if selection is None else selection.count
+        k = min(k, available)
+        if not k:
+            return [np.empty(0, np.int64)] * len(vectors)
+        narrow = selection is not None and (selection.count <= _FEW or not self.index.selects)
+        if narrow or (among.exact and not self.index.exact):
+            return list(nearest(self.embeddings, vectors, k, selection))
+        parameters = self._parameters(among.kind).widened(len(self) / available)
+        found = list(self.index.search(vectors, k, parameters, selection))
+        for number, rows in enumerate(found):
+            if (rows < 0).any():
+                # Too few lists were scanned, or too much of the graph was not selected.
+                found[number] = nearest(self.embeddings, vectors[number : number + 1], k, selection)[0]
+        return found
+
+    def _parameters(self, kind: QueryKind) -> SearchParameters:
+        tuning = self.manifest.tuning
+        return DEFAULT if tuning is None else tuning.parameters(kind)
+
+    def _ranked(self, rows: Sequence[Rows], vectors: Embeddings) -> list[list[Hit]]:
+        """Return hits of the rows found for each vector, best first, ties by id."""
+        images = iter(self.catalog.rows(np.concatenate(rows).tolist()))
+        ranked = []
+        for own, vector in zip(rows, vectors, strict=True):
+            # Scores come from the embeddings, so that they are true cosines whatever the index stores.
+            # In double precision, since in single equal rows may differ in the last decimal, and not be ties.
+            scores = np.round(self.embeddings[own].astype(np.float64) @ vector.astype(np.float64), _SCORE_DECIMALS)
+            hits = [Hit(image, score) for image, score in zip(islice(images, len(own)), scores.tolist(), strict=True)]
+            ranked.append(sorted(hits, key=lambda hit: (-hit.score, hit.image.id)))
+        return ranked
+
+    def _settled(self, vector: NDArray[np.float32], limit: int, among: "_Among", hits: list[Hit]) -> list[Hit]:
+        """Return the best `limit` hits; ask for more while equals of the last of them may have been left out."""
+        asked = limit + 1
+        while len(hits) == asked and hits[limit].score == hits[limit - 1].score:
+            asked *= 2
+            (hits,) = self._ranked(self._nearest(vector[None, :], asked, among), vector[None, :])
+        return hits[:limit]
 
     def _check(self) -> None:
         count, dim = self.manifest.count, self.manifest.encoder.dim

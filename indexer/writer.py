@@ -16,7 +16,7 @@ from indexer.catalog import CatalogWriter, ImageRecord
 from indexer.encoder import Embeddings, EncoderSpec
 from indexer.errors import Reason
 from indexer.images import DecodePolicy
-from indexer.index import VectorIndex
+from indexer.index_building import write_index
 from indexer.near_duplicates import group_near_duplicates
 from indexer.skipped import KnownSkip, SkippedWriter
 from indexer.snapshot import (
@@ -121,7 +121,7 @@ class SnapshotWriter:
             self._catalog.group(group_near_duplicates(hashes, embeddings, similarity=options.near_duplicates))
         self._catalog.finish()
         self.close()
-        VectorIndex.write(embeddings, factory, self._folder / INDEX, memory_limit)
+        write_index(embeddings, factory, self._folder / INDEX, memory_limit)
         manifest = Manifest(
             id=snapshot_id,
             created_at=created_at,

@@ -1,6 +1,7 @@
 """The public routes: validate, take the searcher of this moment, ask it, describe the answer."""
 
 import base64
+from collections.abc import Sequence
 from typing import Annotated
 
 import numpy as np
@@ -8,6 +9,7 @@ from fastapi import APIRouter, Depends, Response
 
 from indexer.errors import ImageError
 from indexer.images import DecodePolicy, decode
+from indexer.recall import QueryKind
 from service.deps import AppMetrics, CurrentSearcher, Live, Policy, Stopwatch, Took, asked
 from service.errors import BadQuery, ItemGone
 from service.openapi import PROBLEMS, body
@@ -54,7 +56,7 @@ def search(
     """Find the pictures nearest to a text, a picture or a picture in the index."""
     vector = combine([_vector(part, searcher, policy, took) for part in request.query])
     with took("search"):
-        hits = searcher.snapshot.search(vector, request.limit)
+        (hits,) = searcher.snapshot.search(vector[None, :], request.limit, _kind(request.query))
     return SearchResponse(results=Result.ranked(hits), index=IndexRef.of(searcher), took_ms=took.took_ms())
 
 
@@ -68,7 +70,7 @@ def classify(
     """Classify by a weighted vote of the nearest labelled pictures."""
     vector = _vector(request, searcher, policy, took)
     with took("search"):
-        answer = searcher.classify(vector, request.k, request.temperature, without=request.id)
+        answer = searcher.classify(vector, _kind([request]), request.k, request.temperature, without=request.id)
     return ClassifyResponse(
         label=next(iter(answer.probabilities)),
         classes=ClassProbability.all(answer.probabilities),
@@ -180,6 +182,10 @@ def _vector(part: QueryPart, searcher: Searcher, policy: DecodePolicy, took: Sto
             return searcher.encode_image(picture)
     with took("encode"):
         return searcher.encode_text(str(part.text))
+
+
+def _kind(parts: Sequence[QueryPart]) -> QueryKind:
+    return QueryKind.TEXT if any(part.text is not None for part in parts) else QueryKind.IMAGE
 
 
 def _written(vector: Vector, encoding: str) -> list[float] | str:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from indexer.catalog import ImageRecord
 from indexer.encoder import Encoder
 from indexer.images import RGB
+from indexer.recall import QueryKind
 from indexer.snapshot import Hit, Snapshot
 from indexer.vote import vote
 from service.errors import BadQuery, ItemNotFound, NoLabels
@@ -56,11 +57,14 @@ class Searcher:
         vector: Vector = self.encoder.encode_texts([text])[0]
         return vector
 
-    def classify(self, vector: Vector, k: int, temperature: float, without: str | None = None) -> Classification:
+    def classify(
+        self, vector: Vector, kind: QueryKind, k: int, temperature: float, without: str | None = None
+    ) -> Classification:
         """Let the k nearest labelled pictures vote; see `indexer.vote.vote`.
 
         Args:
             vector: the query.
+            kind: what it was made of.
             k: how many neighbours vote.
             temperature: see `vote`.
             without: id of a picture that may not vote, since it is the one to classify.
@@ -68,7 +72,8 @@ class Searcher:
         Raises:
             NoLabels: the snapshot has no labels.
         """
-        found = self.snapshot.search(vector, k + (without is not None), labelled=True)
+        labelled = self.snapshot.catalog.select("label IS NOT NULL")
+        (found,) = self.snapshot.search(vector[None, :], k + (without is not None), kind, selection=labelled)
         neighbors = [hit for hit in found if hit.image.id != without][:k]
         if not neighbors:
             raise NoLabels("No picture of the current snapshot has a label; build it with --labels.")

@@ -13,9 +13,10 @@ from indexer.catalog import ImageRecord
 from indexer.encoder import Embeddings, EncoderName, EncoderSpec
 from indexer.errors import Reason
 from indexer.images import DecodePolicy, thumbnail
+from indexer.recall import QueryKind
 from indexer.shards import SkippedPicture
 from indexer.skipped import KnownSkip
-from indexer.snapshot import BuildOptions
+from indexer.snapshot import BuildOptions, Hit, Snapshot
 from indexer.store import SnapshotStore
 from indexer.writer import SnapshotWriter
 
@@ -81,6 +82,13 @@ def write_snapshot(
         if publish:
             store.publish(snapshot_id)
     return snapshot_id
+
+
+def search(snapshot: Snapshot, vector: NDArray[np.float32], limit: int, *, labelled: bool = False) -> list[Hit]:
+    """Search for the pictures nearest to one vector, as a picture query does."""
+    selection = snapshot.catalog.select("label IS NOT NULL") if labelled else None
+    (hits,) = snapshot.search(vector[None, :], limit, QueryKind.IMAGE, selection=selection)
+    return hits
 
 
 def replace(path: Path, data: bytes) -> None:

@@ -14,9 +14,17 @@ MODULES = {
 
 # Each module may import its own row's and the rows' above.
 LEVELS = (
-    ("indexer.settings", "indexer.errors", "indexer.torch_runtime", "indexer.ahead", "indexer.durable"),
+    (
+        "indexer.settings",
+        "indexer.errors",
+        "indexer.torch_runtime",
+        "indexer.ahead",
+        "indexer.durable",
+        "indexer.selection",
+    ),
     ("indexer.images", "indexer.encoder", "indexer.catalog", "indexer.vote", "indexer.labels", "indexer.progress"),
     ("indexer.index", "indexer.preprocessing", "indexer.tars", "indexer.fork_server", "indexer.sources.source"),
+    ("indexer.index_building", "indexer.recall"),
     ("indexer.open_clip_encoder", "indexer.clusters", "indexer.workers", "indexer.shards", "indexer.near_duplicates"),
     ("indexer.onnx_encoder", "indexer.skipped", "indexer.journal"),
     ("indexer.sources.hosts", "indexer.sources.retries"),
@@ -37,6 +45,8 @@ READ_SIDE = {
     "indexer.images",
     "indexer.encoder",
     "indexer.index",
+    "indexer.recall",
+    "indexer.selection",
     "indexer.catalog",
     "indexer.vote",
     "indexer.labels",
@@ -47,7 +57,7 @@ READ_SIDE = {
     "indexer.store",
 }
 DOORS = {
-    "faiss": {"indexer.index"},
+    "faiss": {"indexer.index", "indexer.index_building"},
     "sqlite3": {"indexer.catalog", "indexer.plan", "indexer.journal"},  # each with tables of its own
     "torch": {"indexer.torch_runtime", "indexer.preprocessing"},  # the latter in processes that want torch alone
     "torchvision": {"indexer.torch_runtime"},

@@ -27,7 +27,7 @@ from indexer.vote import vote
 from service.errors import BadQuery
 from service.searcher import combine
 from tests.pictures import encode, orientation, quarters
-from tests.snapshots import unit, write_snapshot
+from tests.snapshots import search, unit, write_snapshot
 
 usual = settings(deadline=None, max_examples=100)
 slow = settings(deadline=None, max_examples=30)
@@ -59,7 +59,7 @@ def test_search_is_a_sort_by_cosine_and_then_by_id(
     with folder() as place:
         store = SnapshotStore(place / "snapshots")
         snapshot = store.open(write_snapshot(store, vectors, ids=ids, labels=labels, publish=False))
-        hits = snapshot.search(vector, limit, labelled=labelled)
+        hits = search(snapshot, vector, limit, labelled=labelled)
     scores = np.round(vectors.astype(np.float64) @ vector.astype(np.float64), 6)
     order = sorted(range(len(ids)), key=lambda row: (-scores[row], ids[row]))
     expected = [row for row in order if labels[row] or not labelled][:limit]

@@ -22,7 +22,7 @@ from indexer.evaluate.task import (
     Subject,
 )
 from indexer.evaluate.text_tasks import gap, image_to_text, text_to_image, zero_shot, zero_shot_by_description
-from indexer.index import resolve_factory
+from indexer.index_building import resolve_factory
 from indexer.progress import Reporter
 from indexer.samples import Encoded, Samples, encode_samples
 

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from indexer.encoder import Embeddings
-from indexer.index import VectorIndex, resolve_factory
+from indexer.index import VectorIndex
+from indexer.index_building import build_index, resolve_factory
 
 DEPTH = 10
 _MOST_QUERIES = 1_000
@@ -32,8 +33,8 @@ def build_indexes(embeddings: Embeddings, factory: str) -> tuple[VectorIndex, Ve
     Raises:
         BuildError: FAISS cannot build it.
     """
-    index = VectorIndex.build(embeddings, resolve_factory(factory, embeddings.shape[1]))
-    return index, VectorIndex.build(embeddings, "Flat")
+    index = build_index(embeddings, resolve_factory(factory, embeddings.shape[1]))
+    return index, build_index(embeddings, "Flat")
 
 
 def index_recall(index: VectorIndex, exact: VectorIndex, embeddings: Embeddings, queries: Embeddings) -> IndexRecall:
@@ -52,8 +53,9 @@ def index_recall(index: VectorIndex, exact: VectorIndex, embeddings: Embeddings,
     recall = np.empty(len(rows))
     for number, row in enumerate(rows):
         query = queries[row]
-        worst = (embeddings[exact.search(query, depth)] @ query).min()
-        answers = embeddings[index.search(query, depth)] @ query
+        worst = (embeddings[exact.search(query[None, :], depth)[0]] @ query).min()
+        found = index.search(query[None, :], depth)[0]
+        answers = embeddings[found[found >= 0]] @ query
         recall[number] = (answers >= worst - _ROUNDING).sum() / depth
     timed = queries[rows[:_TIMED_QUERIES]]
     return IndexRecall(rows, recall, _milliseconds(index, timed, depth), _milliseconds(exact, timed, depth))
@@ -63,6 +65,6 @@ def _milliseconds(index: VectorIndex, queries: Embeddings, depth: int) -> float:
     times = []
     for query in queries:
         start = time.perf_counter()
-        index.search(query, depth)
+        index.search(query[None, :], depth)
         times.append(time.perf_counter() - start)
     return float(np.median(times)) * 1_000

@@ -34,6 +34,7 @@ from indexer.snapshot import NEAR_DUPLICATES, BuildOptions
 from indexer.sources.source import Item
 from indexer.store import SnapshotStore
 from indexer.writer import SnapshotWriter
+from tests.snapshots import search
 
 DIM = 512
 
@@ -111,7 +112,7 @@ def snapshot(folder: Folder, count: Count, group: Group = True) -> None:
         snapshot_id, seconds = _assembled(store, count, NEAR_DUPLICATES if group else None)
         start = time.perf_counter()
         opened = store.open(snapshot_id)
-        found = opened.search(np.array(opened.embeddings[count // 2]), 10)
+        found = search(opened, np.array(opened.embeddings[count // 2]), 10)
         seconds |= {"open and search": time.perf_counter() - start}
     if found[0].image.row != count // 2:
         raise RuntimeError(f"Row {count // 2} of {count} was not found.")

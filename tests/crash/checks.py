@@ -15,6 +15,7 @@ from indexer.errors import NoSnapshot, SnapshotError
 from indexer.snapshot import SKIPPED, Manifest, Snapshot
 from indexer.store import SnapshotStore
 from tests.crash.collection import Collection, Entry
+from tests.snapshots import search
 
 # Batches of other sizes add in another order.
 _SAME_VECTOR = 1e-5
@@ -131,7 +132,7 @@ def _not_found(snapshot: Snapshot) -> list[str]:
     """Search for every picture by its own vector, among at most as many as have the same content."""
     wrong = []
     for record in snapshot.catalog.rows(range(len(snapshot))):
-        hits = snapshot.search(snapshot.vector(record), 8)
+        hits = search(snapshot, snapshot.vector(record), 8)
         if record.content_hash not in {hit.image.content_hash for hit in hits}:
             wrong.append(f"the index does not find {record.path}")
     return wrong

@@ -18,6 +18,7 @@ from indexer.snapshot import Snapshot
 from indexer.store import SnapshotStore
 from tests.conftest import build_snapshot
 from tests.models import new_model, save_model
+from tests.snapshots import search
 
 
 def opened(snapshots: Path) -> Snapshot:
@@ -34,7 +35,7 @@ def test_row_i_of_everything_is_picture_i(snapshots: Path, source: Path, encoder
             expected = encoder.encode_images([encoder.preprocess(picture.convert("RGB"))])[0]
             assert (image.width, image.height) == picture.size == (56, 40)
         np.testing.assert_allclose(snapshot.embeddings[image.row], expected, atol=1e-6)
-        assert snapshot.search(expected, 1)[0].image.path == image.path
+        assert search(snapshot, expected, 1)[0].image.path == image.path
 
 
 def test_the_catalogue_holds_what_the_table_says(snapshots: Path) -> None:
@@ -84,7 +85,7 @@ def test_exact_duplicates_share_one_embedding(source: Path, tmp_path: Path, enco
     snapshot = opened(tmp_path / "s")
     image = snapshot.catalog.get(image_id("red/0.png"))
     assert image is not None
-    hits = snapshot.search(snapshot.vector(image), 71)
+    hits = search(snapshot, snapshot.vector(image), 71)
     assert {hit.score for hit in hits} == {1.0}
     assert [hit.image.id for hit in hits] == sorted(hit.image.id for hit in hits)
 

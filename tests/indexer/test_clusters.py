@@ -9,7 +9,7 @@ from sklearn.metrics import adjusted_rand_score
 from indexer.clusters import cluster_labels
 from indexer.encoder import Embeddings
 from indexer.errors import BuildError
-from indexer.index import kmeans
+from indexer.index_building import kmeans
 from tests.snapshots import unit, unit_vectors
 
 

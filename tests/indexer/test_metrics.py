@@ -460,7 +460,8 @@ def test_the_recall_of_an_approximate_index_is_the_part_of_the_exact_ten_that_it
     index, exact = build_indexes(embeddings, factory)
     exact_rows = np.argsort(-(queries @ embeddings.T), axis=1)[:, :10]
     expected = [
-        len(set(index.search(query, 10)) & set(rows)) / 10 for query, rows in zip(queries, exact_rows, strict=True)
+        len({*index.search(query[None, :], 10)[0].tolist()} & {*rows.tolist()}) / 10
+        for query, rows in zip(queries, exact_rows, strict=True)
     ]
     found = index_recall(index, exact, embeddings, queries)
     assert found.recall == pytest.approx(expected)

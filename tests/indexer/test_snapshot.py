@@ -18,7 +18,7 @@ from indexer.errors import CorruptSnapshot, ImageError, Reason
 from indexer.snapshot import MANIFEST, Snapshot, file_facts
 from indexer.store import SnapshotStore
 from tests.pictures import POLICY
-from tests.snapshots import THUMBNAIL, replace, unit_vectors, write_snapshot
+from tests.snapshots import THUMBNAIL, replace, search, unit_vectors, write_snapshot
 
 FILES = ["catalog.sqlite", "embeddings.npy", "index.faiss", "skipped.parquet", "thumbnails.bin"]
 FACTORIES = ["Flat", "IVF4,Flat", "HNSW8", "SQ8"]
@@ -55,7 +55,7 @@ def test_an_exact_search_is_a_sort_of_everything(store: SnapshotStore, limit: in
     vectors, ids = unit_vectors(300, 16), [f"{row * 7919 % 300:03}" for row in range(300)]
     snapshot = opened(store, vectors, ids=ids)
     for query in unit_vectors(10, 16, seed=1):
-        assert [hit.image.id for hit in snapshot.search(query, limit)] == ranked(vectors, ids, query)[:limit]
+        assert [hit.image.id for hit in search(snapshot, query, limit)] == ranked(vectors, ids, query)[:limit]
 
 
 @pytest.mark.parametrize("factory", FACTORIES)
@@ -63,7 +63,7 @@ def test_scores_are_true_cosines_whatever_the_index_stores(store: SnapshotStore,
     vectors = unit_vectors(300, 16)
     snapshot = opened(store, vectors, factory=factory)
     for query in unit_vectors(10, 16, seed=1):
-        hits = snapshot.search(query, 10)
+        hits = search(snapshot, query, 10)
         scores = [hit.score for hit in hits]
         assert scores == pytest.approx([cosines(vectors, query)[hit.image.row] for hit in hits], abs=1e-5)
         assert scores == sorted(scores, reverse=True)
@@ -74,13 +74,13 @@ def test_scores_are_true_cosines_whatever_the_index_stores(store: SnapshotStore,
 def test_a_picture_finds_itself_with_score_1(store: SnapshotStore, factory: str) -> None:
     snapshot = opened(store, unit_vectors(300, 64), factory=factory)
     for image in snapshot.catalog.rows(range(0, 300, 17)):
-        (hit,) = snapshot.search(snapshot.vector(image), 1)
+        (hit,) = search(snapshot, snapshot.vector(image), 1)
         assert (hit.image, hit.score) == (image, 1.0)
 
 
 def test_an_opposite_picture_scores_minus_1(store: SnapshotStore) -> None:
     vectors = unit_vectors(3, 8)
-    assert opened(store, vectors).search(-vectors[0], 3)[-1].score == -1.0
+    assert search(opened(store, vectors), -vectors[0], 3)[-1].score == -1.0
 
 
 @pytest.mark.parametrize("factory", ["Flat", "IVF4,Flat"])
@@ -90,7 +90,7 @@ def test_ties_come_by_id_even_where_the_limit_cuts_them(store: SnapshotStore, fa
     vectors[50:250] = vectors[0]
     ids = [f"{row * 7919 % 300:03}" for row in range(300)]
     twins = sorted([ids[0], *ids[50:250]])
-    hits = opened(store, vectors, ids=ids, factory=factory).search(vectors[0], limit)
+    hits = search(opened(store, vectors, ids=ids, factory=factory), vectors[0], limit)
     assert [hit.image.id for hit in hits] == twins[:limit]
     assert {hit.score for hit in hits} == {1.0}
 
@@ -99,7 +99,7 @@ def test_exact_duplicates_have_one_score_for_every_query(store: SnapshotStore) -
     # Seven, since BLAS adds up the last rows of a matrix in another order than those before.
     snapshot = opened(store, np.repeat(unit_vectors(1, 64), 7, axis=0))
     for query in unit_vectors(500, 64, seed=1):
-        hits = snapshot.search(query, 7)
+        hits = search(snapshot, query, 7)
         assert len({hit.score for hit in hits}) == 1
         assert [hit.image.row for hit in hits] == [0, 1, 2, 3, 4, 5, 6]
 
@@ -108,8 +108,8 @@ def test_a_smaller_limit_gives_the_beginning_of_the_same_answer(store: SnapshotS
     vectors = np.repeat(unit_vectors(60, 24), 3, axis=0)
     snapshot = opened(store, vectors)
     for query in unit_vectors(20, 24, seed=1):
-        everything = snapshot.search(query, 180)
-        assert [snapshot.search(query, limit) for limit in (1, 2, 7, 40)] == [everything[:n] for n in (1, 2, 7, 40)]
+        everything = search(snapshot, query, 180)
+        assert [search(snapshot, query, limit) for limit in (1, 2, 7, 40)] == [everything[:n] for n in (1, 2, 7, 40)]
 
 
 def test_only_labelled_pictures_are_found_where_that_is_asked(store: SnapshotStore) -> None:
@@ -118,27 +118,27 @@ def test_only_labelled_pictures_are_found_where_that_is_asked(store: SnapshotSto
     snapshot = opened(store, vectors, ids=ids, labels=labels)
     for query in unit_vectors(10, 16, seed=1):
         expected = [name for name in ranked(vectors, ids, query) if int(name) % 50 == 7]
-        assert [hit.image.id for hit in snapshot.search(query, 4, labelled=True)] == expected[:4]
-        assert [hit.image.id for hit in snapshot.search(query, 50, labelled=True)] == expected
+        assert [hit.image.id for hit in search(snapshot, query, 4, labelled=True)] == expected[:4]
+        assert [hit.image.id for hit in search(snapshot, query, 50, labelled=True)] == expected
 
 
 def test_without_labels_no_labelled_picture_is_found(store: SnapshotStore) -> None:
     snapshot = opened(store, unit_vectors(20, 16))
-    assert snapshot.search(snapshot.vector(snapshot.catalog.rows([0])[0]), 5, labelled=True) == []
+    assert search(snapshot, snapshot.vector(snapshot.catalog.rows([0])[0]), 5, labelled=True) == []
 
 
 @pytest.mark.parametrize("limit", [3, 4, 1_000])
 def test_a_limit_beyond_the_collection_returns_all_of_it(store: SnapshotStore, limit: int) -> None:
     vectors = unit_vectors(3, 16)
-    assert len(opened(store, vectors).search(vectors[0], limit)) == 3
+    assert len(search(opened(store, vectors), vectors[0], limit)) == 3
 
 
 def test_searches_in_threads_answer_as_one_by_one(store: SnapshotStore) -> None:
     snapshot = opened(store, unit_vectors(300, 16), labels=["a", None] * 150)
     queries = unit_vectors(100, 16, seed=1)
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda query: snapshot.search(query, 5, labelled=True), queries))
-    assert found == [snapshot.search(query, 5, labelled=True) for query in queries]
+        found = list(pool.map(lambda query: search(snapshot, query, 5, labelled=True), queries))
+    assert found == [search(snapshot, query, 5, labelled=True) for query in queries]
 
 
 # What a snapshot holds

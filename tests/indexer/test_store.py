@@ -16,7 +16,7 @@ from indexer.encoder import EncoderName
 from indexer.errors import BuildRunning, CorruptSnapshot, NoSnapshot
 from indexer.snapshot import MANIFEST
 from indexer.store import SnapshotStore
-from tests.snapshots import THUMBNAIL, replace, unit_vectors, write_snapshot
+from tests.snapshots import THUMBNAIL, replace, search, unit_vectors, write_snapshot
 
 HOLD_THE_LOCK = """
 import sys
@@ -225,7 +225,7 @@ def test_an_open_snapshot_is_readable_after_it_is_pruned(store: SnapshotStore) -
     write(store, 2)
     assert store.prune(1) == [first]
     vectors = unit_vectors(9, 16, seed=1)
-    hits = snapshot.search(vectors[4], 9)
+    hits = search(snapshot, vectors[4], 9)
     assert (hits[0].image.row, hits[0].score, len(hits)) == (4, 1.0, 9)
     assert snapshot.thumbnail(hits[0].image) == THUMBNAIL
     assert (snapshot.vector(hits[0].image) == vectors[4]).all()
