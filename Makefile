@@ -5,7 +5,7 @@ DEMO ?= .demo
 SNAPSHOTS ?= $(DEMO)/snapshots
 BIN = $(VENV)/bin
 
-.PHONY: help install demo serve test swaps crash-test ray-test indexing-bench scale-bench recipes-smoke recipes train clean
+.PHONY: help install demo serve test swaps crash-test ray-test indexing-bench scale-bench search-bench serving-bench workers-bench recipes-smoke recipes train clean
 help:
 	@echo 'make demo      draw the demo collection, index it, serve it on 127.0.0.1:8000'
 	@echo 'make test      lint, types and tests'
@@ -16,6 +16,9 @@ help:
 	@echo 'make ray-test  builds on a Ray cluster of two nodes, one of which dies (minutes)'
 	@echo 'make indexing-bench  pictures per second against clip-retrieval (half an hour)'
 	@echo 'make scale-bench  memory of a build from 10 thousand to 1 million rows (half an hour)'
+	@echo 'make search-bench  the index against hnswlib, usearch, FAISS and autofaiss, a million vectors (an hour)'
+	@echo 'make serving-bench  the service against clip-retrieval (half an hour)'
+	@echo 'make workers-bench  memory of several service processes (minutes)'
 	@echo 'make recipes-smoke  every recipe for a minute or two'
 	@echo 'make recipes   every recipe, three seeds, side by side (an hour and a half)'
 	@echo 'make train     train the demo model anew into $(DEMO)/tuned (about 40 minutes)'
@@ -64,6 +67,16 @@ indexing-bench: $(VENV)/installed-dev
 
 scale-bench: $(VENV)/installed-dev
 	$(BIN)/python -m tests.bench.scale compare $(DEMO)/scale
+
+search-bench: $(VENV)/installed-dev
+	$(BIN)/python -m tests.bench.search $(DEMO)/search
+	$(BIN)/python -m tests.bench.search $(DEMO)/search --growth
+
+serving-bench: $(VENV)/installed-dev
+	$(BIN)/python -m tests.bench.serving $(DEMO)/serving
+
+workers-bench: $(VENV)/installed-dev
+	$(BIN)/python -m tests.bench.workers $(DEMO)/workers
 
 recipes-smoke: $(VENV)/installed-dev
 	$(BIN)/pytest tests/test_recipes_smoke.py

@@ -12,6 +12,7 @@ import typer
 
 from indexer import build_command as building
 from indexer import captions
+from indexer import index_command as indexing
 from indexer.build_command import Snapshots
 from indexer.demo import Fold, write_collection
 from indexer.errors import BuildInterrupted, CorruptSnapshot, KindredError
@@ -33,18 +34,8 @@ app = typer.Typer(
 
 app.command()(building.build)
 app.command()(building.retry)
-
-
-@app.command()
-def info(snapshots: Snapshots = None) -> None:
-    """List the snapshots, newest first; * marks the current one."""
-    store = _store(snapshots)
-    for snapshot_id in store.ids():
-        manifest = store.manifest(snapshot_id)
-        mark = "*" if snapshot_id == store.current() else " "
-        sources = ", ".join(manifest.options.sources)
-        facts = f"{manifest.count:>10,} pictures  {manifest.factory}  {manifest.encoder.name}  {sources}"
-        print(f"{mark} {snapshot_id}  {facts}")
+app.command()(indexing.reindex)
+app.command()(indexing.info)
 
 
 @app.command()

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import cast
 
 from indexer.assemble import Assembled, assemble
@@ -14,14 +16,17 @@ from indexer.encoder import Encoder
 from indexer.encoding import Executor, Work
 from indexer.errors import BuildError, BuildInterrupted, CorruptShard, Reason, SnapshotError
 from indexer.images import DecodePolicy
-from indexer.index_building import resolve_factory
+from indexer.index_building import vector_bytes
+from indexer.index_policy import check_index, resolve_factory
 from indexer.journal import DatabaseError, Journal
 from indexer.plan import Plan, PlanCounts
 from indexer.planning import make_plan, narrower
 from indexer.preparing import Earlier, Preparer
 from indexer.progress import Reporter
+from indexer.recall import Tuning
 from indexer.shards import Row, ShardFile, ShardFolder, ShardStore, file_name, read_shard_file
 from indexer.snapshot import CATALOG, BuildOptions, Manifest, Snapshot
+from indexer.snapshot_tuning import tune_snapshot
 from indexer.sources.fetch import FetchPolicy
 from indexer.sources.opening import open_sources
 from indexer.store import SnapshotStore
@@ -42,6 +47,7 @@ class Run:
         fetch: which addresses pictures may be fetched from.
         shard_size: pictures of a shard, about.
         memory_limit: bytes that building the index may take; None for any.
+        gpu_memory: bytes of the GPUs that the service will search on; 0 where it searches on a CPU.
         retry: reasons for which a picture that could not be used is tried again though it has not changed.
         shards: where finished work is kept; None for a folder among the snapshots.
         stop: once set, the build stops after the shards in hand.
@@ -51,6 +57,7 @@ class Run:
     fetch: FetchPolicy = field(default_factory=FetchPolicy)
     shard_size: int = SHARD_SIZE
     memory_limit: int | None = None
+    gpu_memory: int = 0
     retry: frozenset[Reason] = frozenset()
     shards: ShardStore | None = None
     stop: threading.Event = field(default_factory=threading.Event)
@@ -127,11 +134,11 @@ def build(
     Embeddings are reused where the newest snapshot of the same image half has them.
 
     Raises:
-        BuildError: a source, the labels or the index are not usable, no picture is, the disk would not hold it, or
-            another build is running.
+        BuildError: a source, the labels or the index are not usable, no picture is, the disk would not hold it, the
+            index finds too little, or another build is running.
         BuildInterrupted: it was told to stop.
     """
-    factory = resolve_factory(options.index, encoder.spec.dim)
+    check_index(options.index, encoder.spec.dim)
     with _bench(options, store, encoder, policy, run, progress) as bench:
         _check_disk(bench)
         job = bench.journal.begin(options.model_dump_json(), encoder.spec.model_dump_json(), repr(policy))
@@ -140,8 +147,9 @@ def build(
         with SnapshotWriter(building, encoder.spec.dim) as writer:
             done = _assemble(bench, writer)
             progress.update("index", writer.rows, writer.rows)
+            factory = _factory(bench, writer.rows)
             facts = (job.snapshot_id, job.begun_at, options, encoder.spec, policy, factory)
-            manifest = writer.finish(*facts, run.memory_limit)
+            manifest = writer.finish(*facts, run.memory_limit, partial(_tuned, bench, factory))
         progress.update("publish", manifest.count, manifest.count)
         store.commit(building)
         store.publish(manifest.id, verified=True)
@@ -160,7 +168,7 @@ def forecast(
     Raises:
         BuildError: as `build`.
     """
-    resolve_factory(options.index, encoder.spec.dim)
+    check_index(options.index, encoder.spec.dim)
     with _bench(options, store, encoder, policy, run, progress) as bench:
         counts, (resumed, _) = bench.counts, _finished(bench)
         seconds = _seconds_per_picture(bench) * (counts.work - resumed) if counts.work > resumed else 0.0
@@ -275,6 +283,20 @@ def _assemble(bench: _Bench, writer: SnapshotWriter) -> Assembled:
     return done
 
 
+def _factory(bench: _Bench, count: int) -> str:
+    """Return what the index asked for stands for over so many pictures."""
+    run = bench.run
+    return resolve_factory(bench.options.index, count, bench.encoder.spec.dim, run.memory_limit, run.gpu_memory)
+
+
+def _tuned(bench: _Bench, factory: str, folder: Path) -> Tuning | None:
+    def encoder() -> Encoder:
+        bench.progress.update("tune", 0, 1)
+        return bench.encoder
+
+    return tune_snapshot(folder, factory, bench.options, encoder)
+
+
 def _check_disk(bench: _Bench) -> None:
     needed, free = _disk_needed(bench), shutil.disk_usage(bench.store.folder).free
     if needed > free:
@@ -289,7 +311,8 @@ def _disk_needed(bench: _Bench) -> int:
     counts, vector = bench.counts, 4 * bench.encoder.spec.dim
     earlier = bench.earlier
     thumbnail = len(earlier.thumbnails) // len(earlier) if earlier else 8 * 2**10
-    row = 2 * vector + thumbnail + 2**10  # embeddings, index, thumbnail, catalogue
+    index = vector_bytes(bench.encoder.spec.dim, _factory(bench, counts.usable))
+    row = vector + index + thumbnail + 2**10  # embeddings, index, thumbnail, catalogue
     return counts.usable * row + counts.work * (vector + thumbnail)
 
 

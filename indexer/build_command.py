@@ -24,12 +24,14 @@ from indexer.encoder import Encoder, EncoderName, accelerated, load_encoder
 from indexer.encoding import Executor, LocalExecutor
 from indexer.errors import BuildError, Reason
 from indexer.images import DecodePolicy
+from indexer.index_building import gpu_search
+from indexer.index_policy import AUTO
 from indexer.labels import PARENT
 from indexer.plan import PlanCounts
 from indexer.progress import ProgressStyle, Reporter, reporter
 from indexer.settings import Settings
 from indexer.shard_bucket import ShardBucket
-from indexer.snapshot import NEAR_DUPLICATES, BuildOptions
+from indexer.snapshot import NEAR_DUPLICATES, TARGET_RECALL, BuildOptions
 from indexer.sources.fetch import FetchPolicy
 from indexer.sources.opening import absolute, open_sources
 from indexer.store import SnapshotStore
@@ -55,6 +57,11 @@ MaxSkip = Annotated[int | None, typer.Option(min=0, help="Exit with 3 if more pi
 Progress = Annotated[ProgressStyle, typer.Option(help="How to show progress.")]
 ShardSize = Annotated[int, typer.Option(min=1, help="Pictures of a shard, about: what a kill may cost.")]
 MemoryLimit = Annotated[int | None, typer.Option(min=1, help="Bytes that building the index may take.")]
+AcceptLowRecall = Annotated[
+    bool, typer.Option("--accept-low-recall", help="Publish an index that finds less than --target-recall.")
+]
+INDEX_HELP = "auto (by how many pictures there are), or a FAISS factory string."
+RECALL_HELP = "Part of the true ten nearest, 0 to 1, that an approximate index must find."
 
 
 def build(
@@ -64,7 +71,9 @@ def build(
     snapshots: Snapshots = None,
     model: Annotated[str | None, typer.Option(help="Encoder, instead of KINDRED_MODEL.")] = None,
     pretrained: Annotated[str | None, typer.Option(help="Its weights, instead of KINDRED_PRETRAINED.")] = None,
-    index: Annotated[str, typer.Option(help="auto (exact), or a FAISS factory string.")] = "auto",
+    index: Annotated[str, typer.Option(help=INDEX_HELP)] = AUTO,
+    target_recall: Annotated[float, typer.Option(min=0.01, max=1, help=RECALL_HELP)] = TARGET_RECALL,
+    accept_low_recall: AcceptLowRecall = False,
     labels: Annotated[
         str | None, typer.Option(help="parent (folder names), or a .csv, .jsonl or .parquet table.")
     ] = None,
@@ -86,7 +95,12 @@ def build(
     name = EncoderName.of(settings, model, pretrained)
     table = labels if labels in {None, PARENT} else str(Path(str(labels)).resolve())
     options = BuildOptions(
-        sources=tuple(map(absolute, sources)), labels=table, index=index, near_duplicates=near_duplicates or None
+        sources=tuple(map(absolute, sources)),
+        labels=table,
+        index=index,
+        near_duplicates=near_duplicates or None,
+        target_recall=target_recall,
+        accept_low_recall=accept_low_recall,
     )
     try:
         open_sources(options.sources, FetchPolicy.of(settings))  # before a model is loaded
@@ -97,7 +111,7 @@ def build(
     # Only said beforehand, not done: other machines are not asked how fast they are.
     work = _local(settings, encoder) if dry_run or executor is Where.LOCAL else _on_ray(settings, encoder, ray_address)
     bucket = ShardBucket(shards) if shards else None
-    run = Run(work, FetchPolicy.of(settings), shard_size, memory_limit, shards=bucket)
+    run = Run(work, FetchPolicy.of(settings), shard_size, memory_limit, gpu_memory(settings), shards=bucket)
     if dry_run:
         with _shown(progress) as shown:
             _foretell(forecast(options, store, encoder, DecodePolicy.of(settings), run, shown), store)
@@ -110,6 +124,7 @@ def retry(
     snapshots: Snapshots = None,
     shard_size: ShardSize = SHARD_SIZE,
     memory_limit: MemoryLimit = None,
+    accept_low_recall: AcceptLowRecall = False,
     max_skip: MaxSkip = None,
     progress: Progress = ProgressStyle.AUTO,
 ) -> None:
@@ -120,8 +135,11 @@ def retry(
     fork_server()
     encoder = load_for_build(settings, manifest.encoder.name, threads=settings.threads)
     wanted = frozenset(reason or Reason)
-    run = Run(_local(settings, encoder), FetchPolicy.of(settings), shard_size, memory_limit, wanted)
-    _build(manifest.options, store, encoder, DecodePolicy.of(settings), run, progress, max_skip)
+    limits = (memory_limit, gpu_memory(settings))
+    run = Run(_local(settings, encoder), FetchPolicy.of(settings), shard_size, *limits, wanted)
+    accepting = {"accept_low_recall": accept_low_recall or manifest.options.accept_low_recall}
+    options = manifest.options.model_copy(update=accepting)
+    _build(options, store, encoder, DecodePolicy.of(settings), run, progress, max_skip)
 
 
 def load_for_build(settings: Settings, name: EncoderName, *, threads: int) -> Encoder:
@@ -136,6 +154,15 @@ def load_for_build(settings: Settings, name: EncoderName, *, threads: int) -> En
     if settings.backend == "onnx-int8":
         return accelerated(encoder, settings.cache, threads=threads, precision="int8")
     return encoder
+
+
+def gpu_memory(settings: Settings) -> int:
+    """Return the bytes of the GPUs that the service will search on; 0 where it searches on a CPU."""
+    if settings.device == "cpu" or not gpu_search():
+        return 0
+    from indexer.torch_runtime import torch  # noqa: PLC0415 - torch takes seconds to import
+
+    return sum(torch.cuda.get_device_properties(each).total_memory for each in range(torch.cuda.device_count()))
 
 
 def _limits(settings: Settings) -> Limits:

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from cachetools import LRUCache
 from numpy.typing import NDArray
 
 from indexer.errors import BuildError, CorruptSnapshot
+from indexer.filter_sql import to_sql
+from indexer.filters import Filter
 from indexer.selection import Selection
 
 _SCHEMA = """
@@ -45,6 +48,7 @@ _COLUMNS = (
 _INDEXES = """
 CREATE UNIQUE INDEX images_id ON images (id);
 CREATE INDEX images_content ON images (content_hash);
+CREATE INDEX images_label ON images (label) WHERE label IS NOT NULL;
 CREATE TABLE labels (label TEXT PRIMARY KEY, pictures INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 INSERT INTO labels SELECT label, count(*) FROM images WHERE label IS NOT NULL GROUP BY label;
 """
@@ -52,6 +56,8 @@ INSERT INTO labels SELECT label, count(*) FROM images WHERE label IS NOT NULL GR
 _CACHE_KIB = 16_384
 # SQLite's limit of parameters in one statement is 32,766.
 _MOST_ROWS = 10_000
+# Clients page, and ask again: each selection takes a bit for each picture.
+_KEPT_SELECTIONS = 64
 
 
 @dataclass(frozen=True)
@@ -98,11 +104,14 @@ class ImageRecord:
 
 
 class Catalog:
-    """A read-only catalogue. Lookups may run in several threads."""
+    """A read-only catalogue. Lookups and selections may run in several threads."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
-        self._lock = threading.Lock()
+    def __init__(self, lookups: sqlite3.Connection, scans: sqlite3.Connection) -> None:
+        self._lookups, self._lookup_lock = lookups, threading.Lock()
+        # Another connection: a scan of the whole file must not hold up the lookups of other requests.
+        self._scans, self._scan_lock = scans, threading.Lock()
+        self._kept: LRUCache[tuple[Any, ...], Selection] = LRUCache(_KEPT_SELECTIONS)
+        self._kept_lock = threading.Lock()
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -112,16 +121,13 @@ class Catalog:
             CorruptSnapshot: the file is no catalogue.
         """
         try:
-            uri = f"{path.resolve().as_uri()}?mode=ro&immutable=1"
-            connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
-            # A first read keeps the file open, so that a snapshot pruned while it serves can be read to its end.
-            connection.execute("SELECT max(row) FROM images").fetchone()
+            return cls(_connect(path), _connect(path))
         except sqlite3.Error as error:
             raise CorruptSnapshot(f"{path} is no catalogue: {error}") from error
-        return cls(connection)
 
     def __del__(self) -> None:
-        self._connection.close()
+        self._lookups.close()
+        self._scans.close()
 
     def __len__(self) -> int:
         # Rows are numbered from 0 without a gap; counting them would read the whole file.
@@ -148,18 +154,43 @@ class Catalog:
         found = self._fetch(query, [bytes.fromhex(content_hash)])
         return _record(found[0]) if found else None
 
-    def select(self, where: str, parameters: Sequence[Any] = ()) -> Selection:
-        """Return the rows for which an SQL expression holds, `parameters` being bound to its question marks."""
-        rows = self._fetch(f"SELECT row FROM images WHERE {where}", parameters)  # noqa: S608 - all values are bound
-        return Selection.of((row for (row,) in rows), len(self))
+    def select(self, wanted: Filter) -> Selection:
+        """Return the rows of the pictures that a filter matches: the same object for one that was asked for lately."""
+        where, parameters = to_sql(wanted)
+        # 1 and 1.0 are one value to Python and to a filter; what is not one to a filter is told apart by `where`.
+        key = (where, *parameters)
+        found = self._recalled(key)
+        if found is None:
+            with self._scan_lock:
+                # Another request may have asked for the same while this one waited.
+                found = self._recalled(key) or self._scan(where, parameters)
+                with self._kept_lock:
+                    self._kept[key] = found
+        return found
 
     def label_counts(self) -> dict[str, int]:
         """Return how many pictures each label has."""
         return dict(self._fetch("SELECT label, pictures FROM labels"))
 
     def _fetch(self, query: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        with self._lock:
-            return self._connection.execute(query, parameters).fetchall()
+        with self._lookup_lock:
+            return self._lookups.execute(query, parameters).fetchall()
+
+    def _recalled(self, key: tuple[Any, ...]) -> Selection | None:
+        with self._kept_lock:
+            return self._kept.get(key)
+
+    def _scan(self, where: str, parameters: Sequence[Any]) -> Selection:
+        query = f"SELECT row FROM images WHERE {where}"  # noqa: S608 - constants of `filter_sql`; all values are bound
+        return Selection.of((row for (row,) in self._scans.execute(query, parameters)), len(self))
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    uri = f"{path.resolve().as_uri()}?mode=ro&immutable=1"
+    connection = sqlite3.connect(uri, uri=True, check_same_thread=False)
+    # A first read keeps the file open, so that a snapshot pruned while it serves can be read to its end.
+    connection.execute("SELECT max(row) FROM images").fetchone()
+    return connection
 
 
 class CatalogWriter:

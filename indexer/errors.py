@@ -11,6 +11,7 @@
     + BuildRunning          another build holds the lock of the snapshot folder
     + BuildInterrupted      it was told to stop; the same command goes on from there
     + CorruptShard          a file of its finished work is gone or changed
+  x NoGpu                   a GPU was demanded for searching, and none can be had
   x TrainingError           a model cannot be trained: settings or data do not allow it
 """
 
@@ -87,6 +88,10 @@ class BuildInterrupted(BuildError):
 
 class CorruptShard(BuildError):
     """A file of finished work is gone, or has changed since it was written."""
+
+
+class NoGpu(KindredError):
+    """A GPU was demanded for searching, and none can be had, or not with this snapshot."""
 
 
 class TrainingError(KindredError):

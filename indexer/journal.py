@@ -47,6 +47,11 @@ class Job:
     begun_at: datetime
 
 
+def snapshot_id(begun_at: datetime) -> str:
+    """Return the id of a snapshot whose build began at a time, in UTC."""
+    return begun_at.strftime("%Y%m%dT%H%M%S-%f")
+
+
 class Journal:
     """The journal of one snapshot folder. One process writes it: the one that holds the folder's lock."""
 
@@ -81,7 +86,7 @@ class Journal:
         if job and self._connection.execute("SELECT 1 FROM job WHERE fingerprint = ?", [fingerprint]).fetchone():
             return job
         now = datetime.now(UTC)
-        job = Job(now.strftime("%Y%m%dT%H%M%S-%f"), now)
+        job = Job(snapshot_id(now), now)
         values = [fingerprint, job.snapshot_id, now.isoformat()]
         self._connection.execute("INSERT OR REPLACE INTO job VALUES (0, ?, ?, ?)", values)
         return job

@@ -10,9 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from indexer.index import SearchParameters
 
-DEPTH = 10
-"""Neighbours of a query that count: recall is recall@10."""
-
 
 class QueryKind(StrEnum):
     """What a query was made of. A mixed one counts as text, which takes the more thorough search."""
@@ -22,7 +19,7 @@ class QueryKind(StrEnum):
 
 
 class CurvePoint(BaseModel):
-    """One setting: its recall@10, 0 to 1, and the median milliseconds of a search by itself, on one thread."""
+    """One setting: its recall@10, 0 to 1, and the median processor time of a search by itself, in milliseconds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

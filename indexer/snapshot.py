@@ -22,8 +22,8 @@ from indexer.catalog import Catalog, ImageRecord
 from indexer.encoder import Embeddings, EncoderSpec
 from indexer.errors import CorruptSnapshot, ImageError, Reason
 from indexer.images import DecodePolicy, content_hash
-from indexer.index import DEFAULT, Index, Rows, SearchParameters, VectorIndex, nearest
-from indexer.recall import DEPTH, QueryKind, Tuning
+from indexer.index import DEFAULT, DEPTH, Index, Rows, SearchParameters, VectorIndex, nearest
+from indexer.recall import QueryKind, Tuning
 from indexer.selection import Selection
 from indexer.sources.fetch import FetchPolicy
 from indexer.sources.opening import open_sources
@@ -44,7 +44,9 @@ TARGET_RECALL = 0.98
 # Scores are compared, and given out, to this many decimals: what is beyond differs with the order of additions.
 _SCORE_DECIMALS = 6
 _FILES = frozenset({EMBEDDINGS, INDEX, CATALOG, THUMBNAILS, SKIPPED})
-# Comparing with so many pictures takes no longer than searching the index for what few of its vectors are (measured).
+# Comparing with so many pictures takes about as long as searching an index for what few of its vectors are. Measured on
+# a random selection of 1,000,000 x 512, IVF1024,PQ256x4fs with Refine, widened: 6 ms against 9 at 10,000, 14 against 12
+# at 20,000, 25 against 12 at 50,000; 1.7 ms in batches of 32 at 20,000. Comparing misses nothing.
 _FEW = 20_000
 _CANARIES = 8
 _CANARY_SCORE = 0.999

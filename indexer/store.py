@@ -6,6 +6,7 @@ snapshots/
   .lock                          held by the one build, or prune, that may run
   .work/                         what an interrupted build goes on from: see `journal.py`
   .building-<id>/                a snapshot being put together; nobody reads it
+  .jobs/                         what the service was told to build: see `service/reindex.py`
   20260101T120000-012345/        a snapshot, named by when it was built (UTC); nothing in it ever changes
 """
 

@@ -2,7 +2,7 @@
 
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ from indexer.errors import Reason
 from indexer.images import DecodePolicy
 from indexer.index_building import write_index
 from indexer.near_duplicates import group_near_duplicates
+from indexer.recall import Tuning
 from indexer.skipped import KnownSkip, SkippedWriter
 from indexer.snapshot import (
     CATALOG,
@@ -100,8 +101,9 @@ class SnapshotWriter:
         limits: DecodePolicy,
         factory: str,
         memory_limit: int | None = None,
+        tune: Callable[[Path], Tuning | None] = lambda _: None,
     ) -> Manifest:
-        """Group near-duplicates, build the index, close the files and write the manifest.
+        """Group near-duplicates, build the index, tune it, close the files and write the manifest.
 
         Args:
             snapshot_id: its name.
@@ -111,6 +113,7 @@ class SnapshotWriter:
             limits: by which pictures were read and decoded.
             factory: of the index, as `resolve_factory` returns it.
             memory_limit: bytes that building the index may take; None for any.
+            tune: from the folder, with all its files but the manifest, to how the index is searched.
         """
         self._embeddings.seek(0)
         self._write_header()
@@ -129,11 +132,12 @@ class SnapshotWriter:
             encoder=encoder,
             limits=limits,
             factory=factory,
+            tuning=tune(self._folder),
             count=self._rows,
             skipped=dict(self._skipped),
             files={path.name: file_facts(path) for path in sorted(self._folder.iterdir())},
         )
-        (self._folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
+        write_manifest(self._folder, manifest)
         return manifest
 
     def close(self) -> None:
@@ -146,3 +150,8 @@ class SnapshotWriter:
         # numpy leaves room in the header for the first axis to grow, so that it can be written again in place.
         facts = {"descr": "<f4", "fortran_order": False, "shape": (self._rows, self._dim)}
         npy.write_array_header_1_0(self._embeddings, facts)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the last file of a snapshot."""
+    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")

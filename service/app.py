@@ -11,6 +11,7 @@ from indexer.store import SnapshotStore
 from service import admin, errors, openapi, routes
 from service.limits import BodyLimit
 from service.live import LiveSearcher
+from service.pipeline import Pipeline
 from service.reindex import Reindexer
 from service.settings import ServiceSettings
 from service.telemetry import Metrics, Telemetry
@@ -25,14 +26,16 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         # Before the first request: a service that accepts connections answers them.
         await asyncio.to_thread(live.refresh)
+        app.state.pipeline = pipeline = Pipeline(settings, metrics)
         follower = asyncio.create_task(live.follow())
         yield
         follower.cancel()
+        await asyncio.to_thread(pipeline.close)
         await asyncio.to_thread(reindexer.close)
 
     app = FastAPI(title="kindred", version=version("kindred"), description=DESCRIPTION, lifespan=lifespan)
     store = SnapshotStore(settings.snapshots)
-    metrics = Metrics()
+    metrics = Metrics(several=settings.service_workers > 1)
     live = LiveSearcher(store, settings, metrics)
     reindexer = Reindexer(store)
     app.state.settings, app.state.metrics, app.state.live, app.state.reindexer = settings, metrics, live, reindexer

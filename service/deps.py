@@ -1,9 +1,11 @@
 """What a route may ask for, as annotated types."""
 
+import asyncio
 import hmac
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated, Any, TypeVar, cast
 
@@ -13,9 +15,9 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
-from indexer.images import DecodePolicy
 from service.errors import NotReady, Unauthorized
 from service.live import LiveSearcher
+from service.pipeline import Pipeline
 from service.reindex import Reindexer
 from service.schemas import Contract
 from service.searcher import Searcher
@@ -23,6 +25,9 @@ from service.settings import ServiceSettings
 from service.telemetry import Metrics
 
 Asked = TypeVar("Asked", bound=Contract)
+
+# Larger bodies are parsed in a thread: a megabyte of base64 takes milliseconds, the way to a thread and back a tenth.
+_SMALL_BODY = 2**16
 
 
 class Stopwatch:
@@ -50,19 +55,20 @@ class Stopwatch:
         return {stage: round(seconds * 1000, 2) for stage, seconds in stages.items()}
 
 
-def _settings(request: Request) -> ServiceSettings:
+# Coroutines all, though they wait for nothing: FastAPI would run plain functions in threads.
+async def _settings(request: Request) -> ServiceSettings:
     return cast("ServiceSettings", request.app.state.settings)
 
 
-def _live(request: Request) -> LiveSearcher:
+async def _live(request: Request) -> LiveSearcher:
     return cast("LiveSearcher", request.app.state.live)
 
 
-def _reindexer(request: Request) -> Reindexer:
+async def _reindexer(request: Request) -> Reindexer:
     return cast("Reindexer", request.app.state.reindexer)
 
 
-def _metrics(request: Request) -> Metrics:
+async def _metrics(request: Request) -> Metrics:
     return cast("Metrics", request.app.state.metrics)
 
 
@@ -72,28 +78,36 @@ AppMetrics = Annotated[Metrics, Depends(_metrics)]
 AppSettings = Annotated[ServiceSettings, Depends(_settings)]
 
 
-def _current(live: Live) -> Searcher:
+async def _current(request: Request) -> Searcher:
+    live = await _live(request)
     if live.searcher is None:
         raise NotReady(live.refused or "No snapshot has been published yet; run `python -m indexer build` first.")
     return live.searcher
 
 
-def _policy(settings: AppSettings) -> DecodePolicy:
-    return DecodePolicy.of(settings)
-
-
-def _stopwatch(metrics: AppMetrics) -> Stopwatch:
-    return Stopwatch(metrics)
-
-
 CurrentSearcher = Annotated[Searcher, Depends(_current)]
 """The searcher of this moment. A route takes it once, so that its whole answer comes from one snapshot."""
 
-Policy = Annotated[DecodePolicy, Depends(_policy)]
-Took = Annotated[Stopwatch, Depends(_stopwatch)]
+
+@dataclass(frozen=True)
+class Means:
+    """What a query is answered with."""
+
+    searcher: Searcher
+    pipeline: Pipeline
+    took: Stopwatch
 
 
-def require_admin(request: Request, settings: AppSettings) -> None:
+# One dependency that asks for no others: FastAPI takes its time over each.
+async def _means(request: Request) -> Means:
+    state = request.app.state
+    return Means(await _current(request), state.pipeline, Stopwatch(state.metrics))
+
+
+QueryMeans = Annotated[Means, Depends(_means)]
+
+
+async def require_admin(request: Request, settings: AppSettings) -> None:
     """Let only a bearer of the admin key pass.
 
     Raises:
@@ -108,7 +122,7 @@ def require_admin(request: Request, settings: AppSettings) -> None:
 
 
 async def _body(request: Request) -> bytes | dict[str, Any]:
-    """Read the body: JSON as it came, a form as its fields. What they say is for a worker thread to find out."""
+    """Read the body: JSON as it came, a form as its fields."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
         async with request.form(max_files=1, max_fields=16) as form:
@@ -121,14 +135,13 @@ async def _body(request: Request) -> bytes | dict[str, Any]:
     return body
 
 
-def asked(model: type[Asked]) -> Callable[[bytes | dict[str, Any]], Asked]:
+def asked(model: type[Asked]) -> Callable[[Request], Coroutine[Any, Any, Asked]]:
     """Return a dependency that reads a request body as `model`.
 
-    FastAPI's own body parameters take either JSON or a form, and parse JSON in the event loop, where megabytes of
-    base64 would hold up every other request.
+    FastAPI's own body parameters take either JSON or a form, and parse JSON in the event loop however large it is.
     """
 
-    def parse(body: Annotated[bytes | dict[str, Any], Depends(_body)]) -> Asked:
+    def parse(body: bytes | dict[str, Any]) -> Asked:
         try:
             if isinstance(body, dict):
                 return model.from_form(body)
@@ -137,4 +150,9 @@ def asked(model: type[Asked]) -> Callable[[bytes | dict[str, Any]], Asked]:
             errors = error.errors(include_url=False, include_context=False, include_input=False)
             raise RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in errors]) from error
 
-    return parse
+    async def read(request: Request) -> Asked:
+        small = len(await request.body()) <= _SMALL_BODY
+        body = await _body(request)
+        return parse(body) if small else await asyncio.to_thread(parse, body)
+
+    return read

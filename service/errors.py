@@ -8,6 +8,8 @@ Errors of the service itself, beside those of `indexer.errors`:
   x ItemGone        its file is gone, or no longer the one that was indexed
   x NoLabels        nothing to vote with: the current snapshot has no labels
   x BadQuery        a query that is well formed but has no answer
+  x Overloaded      as many requests are waiting as may
+  x DeadlinePassed  the answer would have come too late
   x Unauthorized    the admin key is missing or wrong
   x JobNotFound     no job has that id
   x SourceForbidden a reindex of a folder that is not registered
@@ -30,6 +32,7 @@ from indexer.errors import (
     EncoderMismatch,
     ImageError,
     KindredError,
+    NoGpu,
     NoSnapshot,
     Reason,
 )
@@ -61,6 +64,14 @@ class BadQuery(ServiceError):
     """A query that is well formed but has no answer."""
 
 
+class Overloaded(ServiceError):
+    """As many requests are waiting as may."""
+
+
+class DeadlinePassed(ServiceError):
+    """The answer would have come too late."""
+
+
 class Unauthorized(ServiceError):
     """The admin key is missing or wrong."""
 
@@ -80,6 +91,8 @@ STATUS: dict[type[KindredError], HTTPStatus] = {
     ItemGone: HTTPStatus.GONE,
     NoLabels: HTTPStatus.CONFLICT,
     BadQuery: HTTPStatus.UNPROCESSABLE_ENTITY,
+    Overloaded: HTTPStatus.SERVICE_UNAVAILABLE,
+    DeadlinePassed: HTTPStatus.GATEWAY_TIMEOUT,
     Unauthorized: HTTPStatus.UNAUTHORIZED,
     JobNotFound: HTTPStatus.NOT_FOUND,
     SourceForbidden: HTTPStatus.FORBIDDEN,
@@ -88,6 +101,7 @@ STATUS: dict[type[KindredError], HTTPStatus] = {
     EncoderError: HTTPStatus.UNPROCESSABLE_ENTITY,
     NoSnapshot: HTTPStatus.NOT_FOUND,
     CorruptSnapshot: HTTPStatus.CONFLICT,
+    NoGpu: HTTPStatus.CONFLICT,
     BuildRunning: HTTPStatus.CONFLICT,
     BuildError: HTTPStatus.UNPROCESSABLE_ENTITY,
 }

@@ -1,13 +1,20 @@
-"""Limits on what a request may send."""
+"""Limits on what a request may send, and on how long it is worked on."""
 
+import asyncio
+from collections.abc import Callable, Coroutine
 from http import HTTPStatus
+from typing import Any
 
+from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import problem
+from service.errors import DeadlinePassed, problem
+
+_CLIENT_GONE = 499
 
 
 class BodyLimit:
@@ -42,3 +49,44 @@ class BodyLimit:
             return message
 
         await self._app(scope, counted, send)
+
+
+class AwaitedRoute(APIRoute):
+    """A route that is worked on only while its client is there, and no longer than `deadline_seconds`.
+
+    The work is cancelled, and with it all that it waits for. A client that has left is given no answer: the status 499,
+    nginx's for this, is for the log.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the handler, watched."""
+        handler = super().get_route_handler()
+
+        async def awaited(request: Request) -> Response:
+            try:
+                await request.body()
+            except ClientDisconnect:
+                return Response(status_code=_CLIENT_GONE)
+            seconds = request.app.state.settings.deadline_seconds
+            try:
+                async with asyncio.timeout(seconds) as deadline:
+                    watcher = asyncio.create_task(_end_when_gone(request, deadline))
+                    try:
+                        return await handler(request)
+                    finally:
+                        watcher.cancel()
+            except TimeoutError as error:
+                if not deadline.expired():
+                    raise
+                if watcher.done() and not watcher.cancelled():
+                    return Response(status_code=_CLIENT_GONE)
+                raise DeadlinePassed(f"There was no answer within {seconds:g} s, so the query was given up.") from error
+
+        return awaited
+
+
+async def _end_when_gone(request: Request, deadline: asyncio.Timeout) -> None:
+    """Let the time be up as soon as the client has left. After the body nothing else comes from it."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    deadline.reschedule(0)

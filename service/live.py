@@ -2,16 +2,24 @@
 
 import asyncio
 import threading
+import time
+from dataclasses import replace
+from importlib.util import find_spec
+from typing import Literal
 
 import structlog
 
-from indexer.encoder import Encoder, EncoderName, EncoderSpec, load_encoder
+from indexer.encoder import Encoder, EncoderName, EncoderSpec, accelerated, load_encoder
 from indexer.errors import EncoderMismatch, KindredError
+from indexer.gpu_index import on_gpu
 from indexer.snapshot import Snapshot
 from indexer.store import SnapshotStore
 from service.searcher import Searcher
 from service.settings import ServiceSettings
 from service.telemetry import Metrics
+
+# An encoder that takes less for a text has little to gain from ONNX Runtime, and an export takes up to a minute.
+_WORTH_EXPORTING_SECONDS = 0.01
 
 
 class LiveSearcher:
@@ -28,11 +36,13 @@ class LiveSearcher:
         self._settings = settings
         self._metrics = metrics
         self._seen: tuple[str | None, EncoderName | None] = (None, None)
+        self._judged: Encoder | None = None
         self._lock = threading.Lock()
 
     async def follow(self) -> None:
         """Look for a newly published snapshot every `refresh_seconds`, until cancelled."""
         while True:
+            await asyncio.to_thread(self.accelerate)
             await asyncio.sleep(self._settings.refresh_seconds)
             await asyncio.to_thread(self.refresh)
 
@@ -52,6 +62,25 @@ class LiveSearcher:
                 self._refuse(f"{type(error).__name__}: {error}")
                 return  # not noted as seen: want of memory or of file handles may pass
             self._seen = wanted
+
+    def accelerate(self) -> None:
+        """Have ONNX Runtime take over from torch where the backend is left to us; if it cannot, torch goes on."""
+        encoder = self.searcher.encoder if self.searcher else None
+        if encoder is None or encoder is self._judged or self._settings.backend != "auto":
+            return
+        self._judged = encoder
+        if not _worth_exporting(encoder):
+            return
+        try:
+            faster = accelerated(encoder, self._settings.cache, threads=self._settings.threads)
+        except Exception as error:  # noqa: BLE001 - an exporter and a runtime raise what they like; torch serves on
+            structlog.get_logger().warning("ONNX Runtime cannot run the encoder; torch goes on", why=str(error))
+            return
+        with self._lock:
+            if self.searcher and self.searcher.encoder is encoder:
+                self.searcher = replace(self.searcher, encoder=faster)
+                self._judged = faster
+                structlog.get_logger().info("ONNX Runtime runs the encoder", encoder=str(faster.spec.name))
 
     def activate(self, snapshot_id: str) -> Searcher:
         """Publish a snapshot and serve it at once.
@@ -94,7 +123,11 @@ class LiveSearcher:
         else:
             snapshot = self._store.open(snapshot_id)
             snapshot.check_canaries()
-        return Searcher(snapshot, self._encoder(snapshot, override))
+        encoder = self._encoder(snapshot, override)
+        # Last of all: the index that is served may have to make room.
+        replaced = self.searcher.snapshot.index if self.searcher else None
+        index = on_gpu(snapshot.embeddings, snapshot.index, self._settings.device, replaced)
+        return Searcher(replace(snapshot, index=index), encoder)
 
     def _encoder(self, snapshot: Snapshot, override: EncoderName | None) -> Encoder:
         spec = snapshot.manifest.encoder
@@ -116,7 +149,12 @@ class LiveSearcher:
             used = self.searcher.encoder
             if used.spec.name == name and used.spec.image == spec.image:
                 return used
-        return load_encoder(name, device=self._settings.device, threads=self._settings.threads)
+        settings = self._settings
+        encoder = load_encoder(name, device=settings.device, threads=settings.threads)
+        if settings.backend.startswith("onnx"):
+            precision: Literal["fp32", "int8"] = "int8" if settings.backend == "onnx-int8" else "fp32"
+            return accelerated(encoder, settings.cache, threads=settings.threads, precision=precision)
+        return encoder
 
     def _serve(self, searcher: Searcher) -> None:
         self.searcher = searcher
@@ -132,6 +170,18 @@ class LiveSearcher:
             self._metrics.refusals.inc()
             structlog.get_logger().error("refused", why=why)
         self.refused = why
+
+
+def _worth_exporting(encoder: Encoder) -> bool:
+    # Half precision is a GPU's.
+    if encoder.spec.precision != "fp32" or not find_spec("onnxruntime"):
+        return False
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        encoder.encode_texts(["a photo of a cat"])
+        seconds.append(time.perf_counter() - start)
+    return min(seconds) >= _WORTH_EXPORTING_SECONDS
 
 
 def _mismatch(found: EncoderSpec, wanted: EncoderSpec) -> EncoderMismatch:

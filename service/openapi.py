@@ -36,7 +36,7 @@ def body(model: type[BaseModel], form: tuple[str, ...] | None = None) -> dict[st
     json_schema = {"$ref": _REF.format(model=model.__name__)}
     content: dict[str, Any] = {"application/json": {"schema": json_schema}}
     if form is not None:
-        properties = model.model_json_schema()["properties"]
+        properties = model.model_json_schema(ref_template=_REF)["properties"]
         fields = {"file": {"type": "string", "format": "binary"}, **{name: properties[name] for name in form}}
         schema = {"type": "object", "required": ["file"], "properties": fields, "additionalProperties": False}
         content["multipart/form-data"] = {"schema": schema}

@@ -1,17 +1,20 @@
 """The public routes: validate, take the searcher of this moment, ask it, describe the answer."""
 
 import base64
+from asyncio import to_thread
 from collections.abc import Sequence
+from contextlib import nullcontext
+from itertools import chain
 from typing import Annotated
 
-import numpy as np
 from fastapi import APIRouter, Depends, Response
 
 from indexer.errors import ImageError
-from indexer.images import DecodePolicy, decode
+from indexer.images import DecodePolicy
 from indexer.recall import QueryKind
-from service.deps import AppMetrics, CurrentSearcher, Live, Policy, Stopwatch, Took, asked
+from service.deps import AppMetrics, AppSettings, CurrentSearcher, Live, Means, QueryMeans, asked
 from service.errors import BadQuery, ItemGone
+from service.limits import AwaitedRoute
 from service.openapi import PROBLEMS, body
 from service.schemas import (
     ClassifyRequest,
@@ -32,10 +35,11 @@ from service.schemas import (
     ZeroShotRequest,
     ZeroShotResponse,
 )
-from service.searcher import Searcher, Vector, combine
+from service.searcher import Query, Terms, Vector
+from service.searcher import classify as vote_of
 from service.telemetry import METRICS_TYPE
 
-router = APIRouter(prefix="/v1", responses=PROBLEMS)
+router = APIRouter(prefix="/v1", responses=PROBLEMS, route_class=AwaitedRoute)
 probes = APIRouter()
 
 # A stored picture is data, never a page: a browser shall not guess its type nor run what is in it.
@@ -46,51 +50,53 @@ _PICTURE_HEADERS = {
 }
 
 
-@router.post("/search", openapi_extra=body(SearchRequest, form=("limit",)))
-def search(
-    request: Annotated[SearchRequest, Depends(asked(SearchRequest))],
-    searcher: CurrentSearcher,
-    policy: Policy,
-    took: Took,
-) -> SearchResponse:
+@router.post("/search", openapi_extra=body(SearchRequest, form=("limit", "filter", "exact")))
+async def search(request: Annotated[SearchRequest, Depends(asked(SearchRequest))], means: QueryMeans) -> SearchResponse:
     """Find the pictures nearest to a text, a picture or a picture in the index."""
-    vector = combine([_vector(part, searcher, policy, took) for part in request.query])
+    searcher, took = means.searcher, means.took
+    query = await _query(request.query, means)
     with took("search"):
-        (hits,) = searcher.snapshot.search(vector[None, :], request.limit, _kind(request.query))
+        among = None if request.filter is None else await to_thread(searcher.snapshot.catalog.select, request.filter)
+        terms = Terms(request.limit, _kind(request.query), among, request.exact)
+        hits = await means.pipeline.search(searcher, query, terms)
     return SearchResponse(results=Result.ranked(hits), index=IndexRef.of(searcher), took_ms=took.took_ms())
 
 
-@router.post("/classify", openapi_extra=body(ClassifyRequest, form=("k", "temperature")))
-def classify(
-    request: Annotated[ClassifyRequest, Depends(asked(ClassifyRequest))],
-    searcher: CurrentSearcher,
-    policy: Policy,
-    took: Took,
+@router.post("/classify", openapi_extra=body(ClassifyRequest, form=("k", "temperature", "filter")))
+async def classify(
+    request: Annotated[ClassifyRequest, Depends(asked(ClassifyRequest))], means: QueryMeans
 ) -> ClassifyResponse:
     """Classify by a weighted vote of the nearest labelled pictures."""
-    vector = _vector(request, searcher, policy, took)
+    searcher, took = means.searcher, means.took
+    query = await _query([request], means)
     with took("search"):
-        answer = searcher.classify(vector, _kind([request]), request.k, request.temperature, without=request.id)
+        voters = await to_thread(searcher.labelled, request.filter)
+        # A picture of the index is found itself, and may not vote.
+        terms = Terms(request.k + (request.id is not None), _kind([request]), voters)
+        found = await means.pipeline.search(searcher, query, terms)
+        neighbors = [hit for hit in found if hit.image.id != request.id][: request.k]
+        probabilities = vote_of(neighbors, request.temperature)
     return ClassifyResponse(
-        label=next(iter(answer.probabilities)),
-        classes=ClassProbability.all(answer.probabilities),
-        neighbors=Result.ranked(answer.neighbors),
+        label=next(iter(probabilities)),
+        classes=ClassProbability.all(probabilities),
+        neighbors=Result.ranked(neighbors),
         index=IndexRef.of(searcher),
         took_ms=took.took_ms(),
     )
 
 
 @router.post("/classify/zero-shot", openapi_extra=body(ZeroShotRequest))
-def classify_zero_shot(
-    request: Annotated[ZeroShotRequest, Depends(asked(ZeroShotRequest))],
-    searcher: CurrentSearcher,
-    policy: Policy,
-    took: Took,
+async def classify_zero_shot(
+    request: Annotated[ZeroShotRequest, Depends(asked(ZeroShotRequest))], means: QueryMeans
 ) -> ZeroShotResponse:
     """Classify into labels that are only described in words."""
-    vector = _vector(request, searcher, policy, took)
+    searcher, took = means.searcher, means.took
+    query = await _query([request], means)
     with took("encode"):
-        probabilities = searcher.classify_zero_shot(vector, request.prompts())
+        prompts = request.prompts()
+        known = await means.pipeline.encode_texts(searcher.encoder, chain.from_iterable(prompts.values()))
+        vectors = {label: [known[text] for text in texts] for label, texts in prompts.items()}
+        probabilities = await to_thread(searcher.classify_zero_shot, query, vectors)
     return ZeroShotResponse(
         label=next(iter(probabilities)),
         classes=ClassProbability.all(probabilities),
@@ -100,22 +106,21 @@ def classify_zero_shot(
 
 
 @router.post("/embeddings", openapi_extra=body(EmbeddingsRequest))
-def embeddings(
-    request: Annotated[EmbeddingsRequest, Depends(asked(EmbeddingsRequest))],
-    searcher: CurrentSearcher,
-    policy: Policy,
-    took: Took,
+async def embeddings(
+    request: Annotated[EmbeddingsRequest, Depends(asked(EmbeddingsRequest))], means: QueryMeans
 ) -> EmbeddingsResponse:
     """Encode texts, or pictures given as data URIs, as OpenAI's route does."""
-    if request.dimensions not in {None, searcher.encoder.spec.dim}:
-        raise BadQuery(f"This encoder has {searcher.encoder.spec.dim} dimensions, not {request.dimensions}.")
-    vectors = [_vector(part, searcher, policy, took) for part in request.input]
-    tokens = searcher.encoder.count_tokens([part.text for part in request.input if part.text is not None])
+    encoder = means.searcher.encoder
+    if request.dimensions not in {None, encoder.spec.dim}:
+        raise BadQuery(f"This encoder has {encoder.spec.dim} dimensions, not {request.dimensions}.")
+    vectors = await _encoded(request.input, means)
+    texts = [part.text for part in request.input if part.text is not None]
+    tokens = await to_thread(encoder.count_tokens, texts)
     return EmbeddingsResponse(
         data=[
             Embedding(index=i, embedding=_written(vector, request.encoding_format)) for i, vector in enumerate(vectors)
         ],
-        model=str(searcher.encoder.spec.name),
+        model=str(encoder.spec.name),
         usage=Usage(prompt_tokens=tokens, total_tokens=tokens),
     )
 
@@ -140,24 +145,24 @@ def thumbnail(item_id: str, searcher: CurrentSearcher) -> Response:
 
 
 @router.get("/items/{item_id}/image", response_class=Response, responses={200: {"content": {"image/*": {}}}})
-def image(item_id: str, searcher: CurrentSearcher, policy: Policy) -> Response:
+def image(item_id: str, searcher: CurrentSearcher, settings: AppSettings) -> Response:
     """Return the file of one picture in the index, if it is still the one that was indexed."""
     found = searcher.item(item_id)
     try:
-        data = searcher.snapshot.original(found, policy)
+        data = searcher.snapshot.original(found, DecodePolicy.of(settings))
     except ImageError as error:
         raise ItemGone(str(error)) from error
     return Response(data, headers=_PICTURE_HEADERS, media_type=found.media_type)
 
 
 @probes.get("/livez")
-def livez() -> Health:
+async def livez() -> Health:
     """Tell that the process answers."""
     return Health(status="ok")
 
 
 @probes.get("/readyz", responses={503: {"model": Health}})
-def readyz(live: Live, response: Response) -> Health:
+async def readyz(live: Live, response: Response) -> Health:
     """Tell whether queries can be answered."""
     if live.searcher is not None:
         return Health(status="ok")
@@ -171,17 +176,22 @@ def metrics(of_app: AppMetrics) -> Response:
     return Response(of_app.text(), media_type=METRICS_TYPE)
 
 
-def _vector(part: QueryPart, searcher: Searcher, policy: DecodePolicy, took: Stopwatch) -> Vector:
-    """Turn one part of a query into its vector."""
-    if part.id is not None:
-        return searcher.snapshot.vector(searcher.item(part.id))
-    if part.image is not None:
-        with took("decode"):
-            picture = decode(part.image, policy).rgb
-        with took("encode"):
-            return searcher.encode_image(picture)
-    with took("encode"):
-        return searcher.encode_text(str(part.text))
+async def _query(parts: Sequence[QueryPart], means: Means) -> Query:
+    """Turn the texts and pictures among the parts of a query into vectors."""
+    vectors = iter(await _encoded([part for part in parts if part.id is None], means))
+    return [next(vectors) if part.id is None else part.id for part in parts]
+
+
+async def _encoded(parts: Sequence[QueryPart], means: Means) -> list[Vector]:
+    """Encode texts and pictures."""
+    pipeline, encoder, took = means.pipeline, means.searcher.encoder, means.took
+    files = [part.image for part in parts if part.image is not None]
+    with took("decode") if files else nullcontext():
+        pixels = await pipeline.decode(encoder, files)
+    with took("encode") if parts else nullcontext():
+        pictures = iter(await pipeline.encode_images(encoder, pixels))
+        texts = await pipeline.encode_texts(encoder, [part.text for part in parts if part.text is not None])
+    return [next(pictures) if part.text is None else texts[part.text] for part in parts]
 
 
 def _kind(parts: Sequence[QueryPart]) -> QueryKind:
@@ -191,4 +201,4 @@ def _kind(parts: Sequence[QueryPart]) -> QueryKind:
 def _written(vector: Vector, encoding: str) -> list[float] | str:
     if encoding == "base64":
         return base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii")
-    return [float(value) for value in np.asarray(vector)]
+    return list(vector.tolist())

@@ -6,10 +6,13 @@ from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import from_json
 
 from indexer.catalog import ImageRecord
 from indexer.encoder import EncoderName, EncoderSpec
 from indexer.errors import Reason
+from indexer.filters import Filter
+from indexer.recall import Tuning
 from indexer.snapshot import Hit, Manifest
 from service.reindex import Job, JobState
 from service.searcher import Searcher
@@ -31,11 +34,24 @@ def _not_blank(text: str) -> str:
     return text
 
 
+def _from_json(value: object) -> object:
+    """Read the JSON text that a form's field holds; what comes in a JSON body is left as it is."""
+    try:
+        return from_json(value, allow_inf_nan=False) if isinstance(value, str) else value
+    except ValueError as error:
+        raise ValueError(f"not JSON: {error}") from error
+
+
 ImageBytes = Annotated[
     bytes, BeforeValidator(_from_base64, json_schema_input_type=str), Field(description="A picture file, in base64.")
 ]
 Text = Annotated[str, Field(max_length=2_000, examples=["a red star"]), AfterValidator(_not_blank)]
 ItemId = Annotated[str, Field(max_length=64, examples=["b7e0a2f1c3d4e5f6"])]
+FilterBy = Annotated[
+    Filter | None,
+    BeforeValidator(_from_json, json_schema_input_type=Filter | None),
+    Field(description="Which pictures may be answered with; in a form, as JSON text."),
+]
 Limit = Annotated[int, Field(ge=1, le=1_000, description="How many results at most.")]
 Neighbours = Annotated[int, Field(ge=1, le=1_000, description="How many labelled neighbours vote.")]
 Temperature = Annotated[
@@ -75,10 +91,26 @@ class QueryPart(Contract):
 class SearchRequest(Contract):
     """A search; several parts count equally."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"query": [{"text": "a red star"}], "limit": 10}]})
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"query": [{"text": "a red star"}], "limit": 10},
+                {
+                    "query": [{"text": "a red star"}],
+                    "filter": {
+                        "must": [{"key": "metadata.year", "range": {"gte": 2020}}],
+                        "must_not": [{"key": "label", "match": {"any": ["heart", "moon"]}}],
+                    },
+                },
+            ]
+        }
+    )
 
     query: list[QueryPart] = Field(min_length=1, max_length=16)
     limit: Limit = 10
+    filter: FilterBy = None
+    exact: bool = False
+    """Whether to compare with every picture, so that none of the nearest is missed, however long that takes."""
 
     @classmethod
     def from_form(cls, fields: dict[str, Any]) -> Self:
@@ -94,6 +126,7 @@ class ClassifyRequest(QueryPart):
 
     k: Neighbours = 21
     temperature: Temperature = 0.1
+    filter: FilterBy = None
 
 
 Label = Annotated[str, Field(max_length=200), AfterValidator(_not_blank)]
@@ -324,6 +357,8 @@ class IndexResponse(Contract):
     skipped: dict[Reason, int]
     factory: str
     dim: int
+    tuning: Tuning | None
+    """How thoroughly each kind of query is searched, and what that finds; null for an index that finds all."""
     encoder: EncoderSpec
     """The encoder of queries; its image half made the embeddings."""
     notice: str | None
@@ -343,6 +378,7 @@ class IndexResponse(Contract):
             skipped=manifest.skipped,
             factory=manifest.factory,
             dim=manifest.encoder.dim,
+            tuning=manifest.tuning,
             encoder=searcher.encoder.spec,
             notice=searcher.encoder.spec.name.notice,
             refused=refused,

@@ -8,8 +8,10 @@ from numpy.typing import NDArray
 
 from indexer.catalog import ImageRecord
 from indexer.encoder import Encoder
-from indexer.images import RGB
+from indexer.errors import KindredError
+from indexer.filters import LABELLED, Filter
 from indexer.recall import QueryKind
+from indexer.selection import Selection
 from indexer.snapshot import Hit, Snapshot
 from indexer.vote import vote
 from service.errors import BadQuery, ItemNotFound, NoLabels
@@ -17,19 +19,25 @@ from service.errors import BadQuery, ItemNotFound, NoLabels
 Vector = NDArray[np.float32]
 """Shape (dim,), length 1."""
 
+Query = Sequence[Vector | str]
+"""The parts of one query, which count equally: vectors, and ids of pictures in the index."""
+
 # Below this length the sum of unit vectors is rounding noise, with no direction of its own.
 _SHORTEST = 1e-6
 
 
 @dataclass(frozen=True)
-class Classification:
-    """Class probabilities, most probable first, and the neighbours that voted, nearest first."""
+class Terms:
+    """How to search: see `Snapshot.search`."""
 
-    probabilities: dict[str, float]
-    neighbors: list[Hit]
+    limit: int
+    kind: QueryKind
+    selection: Selection | None = None
+    exact: bool = False
 
 
-@dataclass(frozen=True)
+# Compared by identity: two searchers are never equal, and comparing their embeddings would read all of them.
+@dataclass(frozen=True, eq=False)
 class Searcher:
     """One snapshot and the encoder of its queries. Both stay the same for the life of a Searcher."""
 
@@ -47,55 +55,65 @@ class Searcher:
             raise ItemNotFound(f"The current snapshot has no picture {image_id!r}.")
         return image
 
-    def encode_image(self, picture: RGB) -> Vector:
-        """Encode an upright RGB picture, shape (height, width, 3)."""
-        vector: Vector = self.encoder.encode_images([self.encoder.preprocess(picture)])[0]
-        return vector
-
-    def encode_text(self, text: str) -> Vector:
-        """Encode a text."""
-        vector: Vector = self.encoder.encode_texts([text])[0]
-        return vector
-
-    def classify(
-        self, vector: Vector, kind: QueryKind, k: int, temperature: float, without: str | None = None
-    ) -> Classification:
-        """Let the k nearest labelled pictures vote; see `indexer.vote.vote`.
-
-        Args:
-            vector: the query.
-            kind: what it was made of.
-            k: how many neighbours vote.
-            temperature: see `vote`.
-            without: id of a picture that may not vote, since it is the one to classify.
+    def vector(self, query: Query) -> Vector:
+        """Return the vector of a query.
 
         Raises:
-            NoLabels: the snapshot has no labels.
+            ItemNotFound: the snapshot has no picture with one of the ids.
+            BadQuery: its parts cancel each other out.
         """
-        labelled = self.snapshot.catalog.select("label IS NOT NULL")
-        (found,) = self.snapshot.search(vector[None, :], k + (without is not None), kind, selection=labelled)
-        neighbors = [hit for hit in found if hit.image.id != without][:k]
-        if not neighbors:
-            raise NoLabels("No picture of the current snapshot has a label; build it with --labels.")
-        labels = [str(hit.image.label) for hit in neighbors]
-        scores = np.array([hit.score for hit in neighbors], np.float32)
-        return Classification(vote(labels, scores, temperature), neighbors)
+        return combine([self.snapshot.vector(self.item(part)) if isinstance(part, str) else part for part in query])
 
-    def classify_zero_shot(self, vector: Vector, prompts: Mapping[str, Sequence[str]]) -> dict[str, float]:
-        """Return the probability of each label, most probable first, from the texts that describe it.
+    def search(self, queries: Sequence[Query], terms: Terms) -> list[list[Hit] | KindredError]:
+        """Return the hits of each query, best first, or why it has no vector."""
+        vectors: list[Vector] = []
+        outcomes: list[list[Hit] | KindredError] = []
+        for query in queries:
+            try:
+                vectors.append(self.vector(query))
+                outcomes.append([])
+            except KindredError as error:
+                outcomes.append(error)
+        if not vectors:
+            return outcomes
+        found = iter(
+            self.snapshot.search(
+                np.stack(vectors), terms.limit, terms.kind, selection=terms.selection, exact=terms.exact
+            )
+        )
+        return [outcome if isinstance(outcome, KindredError) else next(found) for outcome in outcomes]
+
+    def labelled(self, filter_: Filter | None) -> Selection:
+        """Return the pictures that have a label, among those that a filter matches."""
+        return self.snapshot.catalog.select((filter_ or Filter()).narrowed(LABELLED))
+
+    def classify_zero_shot(self, query: Query, prompts: Mapping[str, Sequence[Vector]]) -> dict[str, float]:
+        """Return the probability of each label, most probable first, from the vectors of the texts that describe it.
 
         A label's vector is the normalised mean of its prompts' vectors; the probabilities are the softmax of the
         scaled similarities, as in CLIP (Radford et al., ICML 2021).
         """
-        classes = np.stack([combine(self.encoder.encode_texts(texts)) for texts in prompts.values()])
-        logits = self.encoder.logit_scale * (classes @ vector).astype(np.float64)
+        classes = np.stack([combine(vectors) for vectors in prompts.values()])
+        logits = self.encoder.logit_scale * (classes @ self.vector(query)).astype(np.float64)
         weights = np.exp(logits - logits.max())
         probabilities = dict(zip(prompts, (weights / weights.sum()).tolist(), strict=True))
         return dict(sorted(probabilities.items(), key=lambda item: (-item[1], item[0])))
 
 
-def combine(vectors: Sequence[Vector] | NDArray[np.float32]) -> Vector:
-    """Return the direction of the mean of unit vectors, shape (n, dim).
+def classify(neighbors: Sequence[Hit], temperature: float) -> dict[str, float]:
+    """Return the probability of each label, most probable first, by the votes of labelled pictures; see `vote`.
+
+    Raises:
+        NoLabels: there are no voters.
+    """
+    if not neighbors:
+        raise NoLabels("No picture that may vote has a label: build the snapshot with --labels, or filter less.")
+    labels = [str(hit.image.label) for hit in neighbors]
+    return vote(labels, np.array([hit.score for hit in neighbors], np.float32), temperature)
+
+
+def combine(vectors: Sequence[Vector]) -> Vector:
+    """Return the direction of the mean of unit vectors.
 
     Raises:
         BadQuery: they cancel each other out.

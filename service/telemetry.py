@@ -8,6 +8,7 @@ import uuid
 
 import structlog
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -18,9 +19,15 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 
 
 class Metrics:
-    """The metrics of one app."""
+    """The metrics of one app, which may answer in several processes.
 
-    def __init__(self) -> None:
+    Args:
+        several: whether to give the metrics of all processes for each one's: counters and histograms add up.
+            prometheus-client keeps them in the folder `PROMETHEUS_MULTIPROC_DIR`.
+    """
+
+    def __init__(self, *, several: bool = False) -> None:
+        self._several = several
         self._registry = CollectorRegistry()
         self.requests = Counter(
             "kindred_http_requests", "Requests answered.", ["method", "route", "status"], registry=self._registry
@@ -39,18 +46,51 @@ class Metrics:
             buckets=_SECONDS,
             registry=self._registry,
         )
-        self.pictures = Gauge("kindred_index_pictures", "Pictures in the served snapshot.", registry=self._registry)
+        self.batch_size = Histogram(
+            "kindred_batch_size",
+            "Items that one call of a stage worked on.",
+            ["stage"],
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128),
+            registry=self._registry,
+        )
+        self.queue_depth = Gauge(
+            "kindred_queue_depth",
+            "Items that wait for a stage.",
+            ["stage"],
+            registry=self._registry,
+            multiprocess_mode="livesum",
+        )
+        self.text_cache = Counter(
+            "kindred_text_cache", "Texts looked for among those encoded before.", ["outcome"], registry=self._registry
+        )
+        # Processes follow what is published each by itself: the last one to do so tells.
+        self.pictures = Gauge(
+            "kindred_index_pictures",
+            "Pictures in the served snapshot.",
+            registry=self._registry,
+            multiprocess_mode="livemostrecent",
+        )
         self.created = Gauge(
             "kindred_snapshot_created_timestamp_seconds",
             "When the served snapshot was built, in Unix time.",
             registry=self._registry,
+            multiprocess_mode="livemostrecent",
         )
         self.swaps = Counter("kindred_snapshot_swaps", "Snapshots taken into service.", registry=self._registry)
         self.refusals = Counter("kindred_snapshot_refusals", "Snapshots refused.", registry=self._registry)
 
     def text(self) -> bytes:
         """Return all metrics in Prometheus's text format."""
-        return generate_latest(self._registry)
+        registry = self._registry
+        if self._several:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return generate_latest(registry)
+
+
+def forget_process(pid: int) -> None:
+    """Drop the gauges of a process that has ended; what it had counted stays in the sums."""
+    mark_process_dead(pid)  # type: ignore[no-untyped-call]
 
 
 class Telemetry:
@@ -73,7 +113,7 @@ class Telemetry:
         async def watched(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status = int(message["status"])
                 MutableHeaders(scope=message)["X-Request-ID"] = request_id
             await send(message)
 

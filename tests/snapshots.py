@@ -12,8 +12,9 @@ from PIL import Image
 from indexer.catalog import ImageRecord
 from indexer.encoder import Embeddings, EncoderName, EncoderSpec
 from indexer.errors import Reason
+from indexer.filters import LABELLED, Filter
 from indexer.images import DecodePolicy, thumbnail
-from indexer.recall import QueryKind
+from indexer.recall import QueryKind, Tuning
 from indexer.shards import SkippedPicture
 from indexer.skipped import KnownSkip
 from indexer.snapshot import BuildOptions, Hit, Snapshot
@@ -44,6 +45,7 @@ def write_snapshot(
     contents: Sequence[bytes] | None = None,
     skipped: Sequence[str] = (),
     factory: str = "Flat",
+    tuning: Tuning | None = None,
     image: str = "a" * 64,
     snapshot_id: str | None = None,
     publish: bool = True,
@@ -58,6 +60,7 @@ def write_snapshot(
         contents: files of the pictures, written into `pictures` beside the store's folder.
         skipped: paths of empty files.
         factory: of the index.
+        tuning: how it is searched.
         image: hash of the image half of the encoder.
         snapshot_id: the time where left out.
         publish: whether to make the snapshot current.
@@ -77,7 +80,7 @@ def write_snapshot(
             encoder = EncoderName(model="local-dir:/nowhere")
             spec = EncoderSpec(name=encoder, dim=vectors.shape[1], image=image, text="b" * 64)
             options = BuildOptions(sources=(str(source),), near_duplicates=None)
-            writer.finish(snapshot_id, datetime.now(UTC), options, spec, LIMITS, factory)
+            writer.finish(snapshot_id, datetime.now(UTC), options, spec, LIMITS, factory, tune=lambda _: tuning)
         store.commit(folder)
         if publish:
             store.publish(snapshot_id)
@@ -86,7 +89,7 @@ def write_snapshot(
 
 def search(snapshot: Snapshot, vector: NDArray[np.float32], limit: int, *, labelled: bool = False) -> list[Hit]:
     """Search for the pictures nearest to one vector, as a picture query does."""
-    selection = snapshot.catalog.select("label IS NOT NULL") if labelled else None
+    selection = snapshot.catalog.select(Filter(must=(LABELLED,))) if labelled else None
     (hits,) = snapshot.search(vector[None, :], limit, QueryKind.IMAGE, selection=selection)
     return hits
 

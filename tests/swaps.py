@@ -5,8 +5,6 @@ suite publishes from its own process, which takes seconds instead of minutes. Ea
 caption `generation N`, so that an answer mixed from two snapshots cannot go unseen.
 """
 
-import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -19,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx2
+
+from tests import served
 
 ADMIN_KEY = "swap-key-0123456789abcdef"
 CLIENTS = 4
@@ -37,20 +37,8 @@ class Tally:
 @contextmanager
 def serving(snapshots: Path) -> Iterator[str]:
     """Run the service as an operator does, on a free port, and give its address."""
-    command = [sys.executable, "-m", "service", "--snapshots", str(snapshots), "--port", "0"]
-    environment = {**os.environ, "KINDRED_ADMIN_KEY": ADMIN_KEY}
-    with (
-        tempfile.TemporaryFile("w+") as log,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment) as server,
-    ):
-        try:
-            found = re.search(r"http://[\d.:]+", server.stdout.readline() if server.stdout else "")
-            if found is None:
-                log.seek(0)
-                raise RuntimeError(f"the service did not start: {log.read()}")
-            yield found[0]
-        finally:
-            server.terminate()
+    with served.serving(snapshots, KINDRED_ADMIN_KEY=ADMIN_KEY) as service:
+        yield service.address
 
 
 def write_table(source: Path, table: Path, generation: int) -> None:

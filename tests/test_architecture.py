@@ -14,17 +14,14 @@ MODULES = {
 
 # Each module may import its own row's and the rows' above.
 LEVELS = (
-    (
-        "indexer.settings",
-        "indexer.errors",
-        "indexer.torch_runtime",
-        "indexer.ahead",
-        "indexer.durable",
-        "indexer.selection",
-    ),
+    ("indexer.settings", "indexer.errors", "indexer.torch_runtime", "indexer.ahead", "indexer.durable"),
+    ("indexer.selection", "indexer.filters", "indexer.gpus"),
+    ("indexer.filter_sql",),
     ("indexer.images", "indexer.encoder", "indexer.catalog", "indexer.vote", "indexer.labels", "indexer.progress"),
     ("indexer.index", "indexer.preprocessing", "indexer.tars", "indexer.fork_server", "indexer.sources.source"),
-    ("indexer.index_building", "indexer.recall"),
+    ("indexer.index_building", "indexer.recall", "indexer.gpu_index"),
+    ("indexer.index_policy", "indexer.tuning"),
+    ("indexer.held_out",),
     ("indexer.open_clip_encoder", "indexer.clusters", "indexer.workers", "indexer.shards", "indexer.near_duplicates"),
     ("indexer.onnx_encoder", "indexer.skipped", "indexer.journal"),
     ("indexer.sources.hosts", "indexer.sources.retries"),
@@ -32,7 +29,8 @@ LEVELS = (
     ("indexer.sources.tables", "indexer.sources.tar_source"),
     ("indexer.sources.opening", "indexer.preparing"),
     ("indexer.snapshot",),
-    ("indexer.store", "indexer.writer", "indexer.samples"),
+    ("indexer.store", "indexer.writer", "indexer.samples", "indexer.snapshot_tuning"),
+    ("indexer.reindex",),
     ("indexer.captions", "indexer.plan", "indexer.encoding"),
     ("indexer.planning", "indexer.assemble", "indexer.node", "indexer.shard_bucket"),
     ("indexer.distribute",),
@@ -47,6 +45,8 @@ READ_SIDE = {
     "indexer.index",
     "indexer.recall",
     "indexer.selection",
+    "indexer.filters",
+    "indexer.gpu_index",
     "indexer.catalog",
     "indexer.vote",
     "indexer.labels",
@@ -57,7 +57,8 @@ READ_SIDE = {
     "indexer.store",
 }
 DOORS = {
-    "faiss": {"indexer.index", "indexer.index_building"},
+    "faiss": {"indexer.index", "indexer.index_building", "indexer.gpu_index", "indexer.gpus"},
+    "cachetools": {"indexer.catalog", "service.pipeline"},
     "sqlite3": {"indexer.catalog", "indexer.plan", "indexer.journal"},  # each with tables of its own
     "torch": {"indexer.torch_runtime", "indexer.preprocessing"},  # the latter in processes that want torch alone
     "torchvision": {"indexer.torch_runtime"},
@@ -77,12 +78,16 @@ DOORS = {
     "jinja2": {"indexer.evaluate.page"},
     "pydantic_settings": {"indexer.settings"},
     "prometheus_client": {"service.telemetry"},
-    "uvicorn": {"service.__main__"},
+    "uvicorn": {"service.server"},
     "subprocess": {"service.reindex", "indexer.workers"},
 }
-# What load_encoder and accelerated reach up for when they are called: torch takes seconds to import.
-LAZY = {"indexer.open_clip_encoder", "indexer.onnx_encoder"}
-ENVIRONMENT_READERS = {"indexer"}  # sets OMP_WAIT_POLICY; settings come from pydantic_settings alone
+# What is reached up for when it is needed: torch takes seconds to import.
+LAZY = {
+    "indexer.encoder": {"indexer.open_clip_encoder", "indexer.onnx_encoder"},
+    "indexer.gpus": {"indexer.torch_runtime"},
+}
+# One sets OMP_WAIT_POLICY, the other where the metrics of several processes meet; settings come from pydantic_settings.
+ENVIRONMENT_READERS = {"indexer", "service.server"}
 
 
 def imports(name: str) -> set[str]:
@@ -133,7 +138,7 @@ def test_lower_modules_do_not_import_higher_ones(name: str) -> None:
     level = {module: number for number, row in enumerate(LEVELS) for module in row}
     if name in level:
         ours = {each for each in imports(name) if each.startswith("indexer")}
-        ours -= LAZY if name == "indexer.encoder" else set()
+        ours -= LAZY.get(name, set())
         assert {each for each in ours if level.get(each, len(LEVELS)) > level[name]} == set()
 
 
@@ -151,8 +156,7 @@ def test_the_service_starts_without_loading_torch() -> None:
     while waiting:
         name = waiting.pop()
         reached.add(name)
-        lazy = LAZY if name == "indexer.encoder" else set()
-        waiting |= {each for each in imports(name) - lazy if each in MODULES} - reached
+        waiting |= {each for each in imports(name) - LAZY.get(name, set()) if each in MODULES} - reached
     assert "indexer.torch_runtime" not in reached
 
 

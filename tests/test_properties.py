@@ -4,9 +4,11 @@ import csv
 import io
 import json
 import math
+import operator
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import ValidationError
 
 from indexer.catalog import Catalog, CatalogWriter, ImageRecord
 from indexer.errors import ImageError
+from indexer.filters import Condition, Filter, Match
 from indexer.images import FORMATS, DecodePolicy, decode
 from indexer.labels import Description, read_descriptions
 from indexer.store import SnapshotStore
@@ -174,7 +178,7 @@ def test_exif_of_random_bytes_costs_no_png(head: bytes, exif: bytes) -> None:
 def test_a_combined_query_is_of_length_1_or_refused(parts: NDArray[np.float64]) -> None:
     assume((np.linalg.norm(parts, axis=1) > 1e-3).all())
     try:
-        vector = combine(unit(parts))
+        vector = combine(list(unit(parts)))
     except BadQuery:
         assert np.linalg.norm(unit(parts).sum(axis=0, dtype=np.float64)) < 1e-5
         return
@@ -187,7 +191,7 @@ def test_a_combined_query_is_of_length_1_or_refused(parts: NDArray[np.float64]) 
 def test_parts_that_cancel_each_other_out_are_refused(rows: NDArray[np.int8]) -> None:
     vectors = unit(rows.astype(np.float64))
     with pytest.raises(BadQuery, match="cancel each other out"):
-        combine(np.concatenate([vectors[:1], -vectors[:1]]))
+        combine([vectors[0], -vectors[0]])
 
 
 # The catalogue
@@ -228,6 +232,185 @@ def test_a_catalogue_gives_back_any_record(
         assert catalog.rows([0]) == [record]
         assert catalog.get(image_id) == record
         assert catalog.label_counts() == ({} if label is None else {label: 1})
+
+
+# Filters
+
+WORDS = st.sampled_from(["a", "b", "", "1", "true", "null", "2024-05-01", "2024-05-01T10:00:00+02:00", "é", "'"])
+NUMBERS = st.sampled_from([0, 1, 2, 3, -1, 1.0, 2.5, 1e300, 2**53 + 1, 2.0**53, -(2**63), 0.1])
+SCALARS = WORDS | NUMBERS | st.booleans()
+FIELD_NAMES = st.sampled_from(["a", "b", "a.b", "x y", "$", "é", "[0]"])
+NESTED = st.recursive(
+    SCALARS | st.none(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(FIELD_NAMES, inner, max_size=3),
+    max_leaves=5,
+)
+RECORDS = st.builds(
+    lambda label, group, width, size, metadata: {
+        "label": label, "group": group, "width": width, "size": size, "metadata": metadata
+    },
+    label=st.none() | WORDS,
+    group=st.none() | st.sampled_from(["id0", "id1"]),
+    width=st.integers(1, 4),
+    size=st.integers(0, 3),
+    metadata=st.dictionaries(FIELD_NAMES, NESTED, max_size=4),
+)  # fmt: skip
+FIELDS = {
+    "id": ["id"],
+    "label": ["label"],
+    "group": ["group"],
+    "width": ["width"],
+    "size": ["size"],
+    "metadata.a": ["metadata", "a"],
+    "metadata.b": ["metadata", "b"],
+    "metadata.a.b": ["metadata", "a", "b"],
+    'metadata."a.b"': ["metadata", "a.b"],
+    'metadata.x y."é"': ["metadata", "x y", "é"],
+    "metadata.$": ["metadata", "$"],
+    'metadata."[0]".a': ["metadata", "[0]", "a"],
+}
+KEYS = st.sampled_from(sorted(FIELDS))
+TIMES = st.sampled_from(["2024-04-30", "2024-05-01", "2024-05-01T08:00:00Z", "2024-05-01T08:00:00.001"])
+BOUNDS = st.sampled_from(["gt", "gte", "lt", "lte"])
+CONDITIONS = st.recursive(
+    st.fixed_dictionaries(
+        {
+            "key": KEYS,
+            "match": st.fixed_dictionaries({"value": SCALARS})
+            | st.fixed_dictionaries({"any": st.lists(SCALARS, max_size=4)})
+            | st.fixed_dictionaries({"except": st.lists(SCALARS, max_size=4)}),
+        }
+    )
+    | st.fixed_dictionaries(
+        {
+            "key": KEYS,
+            "range": st.dictionaries(BOUNDS, NUMBERS, min_size=1) | st.dictionaries(BOUNDS, TIMES, min_size=1),
+        }
+    )
+    | st.fixed_dictionaries({"key": KEYS, "exists": st.booleans()})
+    | st.fixed_dictionaries({"is_null": st.fixed_dictionaries({"key": KEYS})})
+    | st.fixed_dictionaries({"is_empty": st.fixed_dictionaries({"key": KEYS})})
+    | st.fixed_dictionaries({"has_id": st.lists(st.sampled_from(["id0", "id1", "id99"]), max_size=2)}),
+    lambda inner: st.fixed_dictionaries(
+        {},
+        optional={
+            "must": st.lists(inner, max_size=3),
+            "should": st.lists(inner, max_size=3),
+            "must_not": inner | st.lists(inner, max_size=3),
+            "min_should": st.fixed_dictionaries(
+                {"conditions": st.lists(inner, min_size=1, max_size=3), "min_count": st.integers(1, 3)}
+            ),
+        },
+    ),
+    max_leaves=6,
+)
+MISSING = object()
+
+
+def place(record: Any, names: list[str]) -> Any:
+    """Return what stands at a place of a record."""
+    for name in names:
+        record = record.get(name, MISSING) if isinstance(record, dict) else MISSING
+    return record
+
+
+def equal(value: Any, wanted: Any) -> bool:
+    """Compare with strict types."""
+    return value == wanted and all(isinstance(value, kind) == isinstance(wanted, kind) for kind in (bool, str))
+
+
+def moment(text: str) -> datetime:
+    """Read a time; without a zone it is UTC."""
+    found = datetime.fromisoformat(text)
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def inside(value: Any, bounds: dict[str, Any]) -> bool:
+    """Tell whether a value is in a range."""
+    if isinstance(next(iter(bounds.values())), str):
+        if not isinstance(value, str) or not value.startswith("2024-"):
+            return False
+        value, bounds = moment(value), {name: moment(bound) for name, bound in bounds.items()}
+    elif isinstance(value, bool | str):
+        return False
+    return all(bool(getattr(operator, name.replace("te", "e"))(value, bound)) for name, bound in bounds.items())
+
+
+def holds_of_a_value(condition: dict[str, Any], value: Any) -> bool:
+    """Evaluate a match or a range."""
+    if "range" in condition:
+        return inside(value, condition["range"])
+    match = condition["match"]
+    if "except" in match:
+        return not any(equal(value, each) for each in match["except"])
+    return any(equal(value, each) for each in match.get("any", [match.get("value")]))
+
+
+def holds(condition: dict[str, Any], record: dict[str, Any]) -> bool:
+    """Evaluate a condition or a filter, as the grammar has it."""
+    key = condition.get("key") or (condition.get("is_null") or condition.get("is_empty") or {}).get("key")
+    found = place(record, FIELDS[key]) if key else MISSING
+    if "has_id" in condition:
+        return record["id"] in condition["has_id"]
+    if "is_null" in condition:
+        return found is None
+    if "is_empty" in condition:
+        return found is MISSING or found is None or found == []
+    if "exists" in condition:
+        return (found is not MISSING and found is not None) is condition["exists"]
+    if key:
+        values = found if isinstance(found, list) else [found]
+        return any(holds_of_a_value(condition, each) for each in values if isinstance(each, str | int | float))
+    few = condition.get("min_should", {"conditions": [], "min_count": 0})
+    none = condition.get("must_not", [])
+    return (
+        all(holds(each, record) for each in condition.get("must", []))
+        and (not condition.get("should") or any(holds(each, record) for each in condition["should"]))
+        and not any(holds(each, record) for each in ([none] if isinstance(none, dict) else none))
+        and sum(holds(each, record) for each in few["conditions"]) >= few["min_count"]
+    )
+
+
+@usual
+@given(facts=st.lists(RECORDS, min_size=1, max_size=6), wanted=st.lists(CONDITIONS, min_size=1, max_size=6))
+def test_a_filter_selects_what_it_says(facts: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> None:
+    records = [{"id": f"id{row}", **fact} for row, fact in enumerate(facts)]
+    with folder() as here:
+        writer = CatalogWriter(here / "catalog.sqlite")
+        writer.add(
+            ImageRecord(row, path="x", content_hash="0" * 64, media_type="m", height=1, thumbnail=(0, 0), **fact)
+            for row, fact in enumerate(records)
+        )
+        writer.finish()
+        catalog = Catalog.open(here / "catalog.sqlite")
+        for condition in wanted:
+            found = catalog.select(Filter.model_validate_json(json.dumps({"must": condition})))
+            assert found.rows().tolist() == [row for row, each in enumerate(records) if holds(condition, each)]
+
+
+@usual
+@given(texts=st.lists(st.text(max_size=30), min_size=1, max_size=8, unique=True), name=st.text(min_size=1, max_size=20))
+def test_any_text_is_equal_to_itself_alone(texts: list[str], name: str) -> None:
+    records = [
+        ImageRecord(row, f"id{row}", "x", "0" * 64, "m", 1, 1, (0, 0), text, None, {name: text})
+        for row, text in enumerate(texts)
+    ]
+    with folder() as here:
+        writer = CatalogWriter(here / "catalog.sqlite")
+        writer.add(records)
+        writer.finish()
+        before = (here / "catalog.sqlite").read_bytes()
+        catalog = Catalog.open(here / "catalog.sqlite")
+        for row, text in enumerate(texts):
+            by_label = Filter(must=(Condition(key="label", match=Match(value=text)),))
+            assert catalog.select(by_label).rows().tolist() == [row]
+            try:
+                by_name = Filter(must=(Condition(key=f'metadata."{name}"', match=Match(value=text)),))
+            except ValidationError:
+                assert any(letter in '"\\' or letter < " " for letter in name)
+            else:
+                assert catalog.select(by_name).rows().tolist() == ([] if "\0" in text else [row])
+        assert (here / "catalog.sqlite").read_bytes() == before
 
 
 # Tables of labels

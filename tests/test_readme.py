@@ -33,12 +33,7 @@ def test_the_settings_table_lists_exactly_the_settings() -> None:
 @pytest.mark.parametrize("name", TABLE)
 def test_the_settings_table_tells_the_defaults(name: str) -> None:
     default = Settings().model_dump().get(name.lower(), ServiceSettings().model_dump()[name.lower()])
-    told = TABLE[name].removesuffix(" (service: 1)")
-    assert told == ("" if default is None else "[]" if default == () else str(default))
-
-
-def test_the_service_uses_one_thread_as_the_table_says() -> None:
-    assert ServiceSettings().threads == 1
+    assert TABLE[name] == ("" if default is None else "[]" if default == () else str(default))
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"(?:`|^)make ([a-z]+)", README, re.MULTILINE))))
@@ -76,8 +71,8 @@ def test_every_curl_line_works_as_pasted(line: str, client: TestClient, source: 
         client.delete(response.headers["location"], headers=headers)
 
 
-def test_there_are_four_curl_lines() -> None:
-    assert len(CURLS) == 4
+def test_there_are_five_curl_lines() -> None:
+    assert len(CURLS) == 5
 
 
 @pytest.mark.parametrize("room", ROOMS)

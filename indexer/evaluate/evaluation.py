@@ -22,7 +22,7 @@ from indexer.evaluate.task import (
     Subject,
 )
 from indexer.evaluate.text_tasks import gap, image_to_text, text_to_image, zero_shot, zero_shot_by_description
-from indexer.index_building import resolve_factory
+from indexer.index_policy import check_index
 from indexer.progress import Reporter
 from indexer.samples import Encoded, Samples, encode_samples
 
@@ -64,7 +64,7 @@ def check(options: EvaluateOptions, samples: Samples, gallery: Samples | None, e
         pictures.column(options.label_column)
     samples.column(options.instances)
     if options.index is not None:
-        resolve_factory(options.index, encoder.spec.dim)
+        check_index(options.index, encoder.spec.dim)
 
 
 def evaluate_encoded(

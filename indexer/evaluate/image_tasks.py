@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from indexer.errors import BuildError
 from indexer.evaluate.classification import SWEEP_K, SWEEP_TEMPERATURES, TEMPERATURE, K, vote_all
-from indexer.evaluate.index_recall import DEPTH, IndexRecall, build_indexes, index_recall
+from indexer.evaluate.index_recall import IndexRecall, index_recall
 from indexer.evaluate.metrics import confusion_matrix
 from indexer.evaluate.queries import Kind, PerQuery
 from indexer.evaluate.report import Confusion, Example, Hit, SweepPoint, Unit
@@ -21,6 +21,9 @@ from indexer.evaluate.task import (
     numbered,
     pick_examples,
 )
+from indexer.index import DEPTH
+from indexer.index_building import build_index
+from indexer.index_policy import resolve_factory
 
 GPR1200_DOMAINS = ("Landmarks", "iNaturalist", "ImageNet-Sketch", "INSTRE", "SOP", "IMDB faces")
 _GPR1200_CLASSES = 1_200
@@ -89,23 +92,24 @@ def knn(subject: Subject) -> Outcome | Absent:
 
 def approximate_index(subject: Subject) -> Outcome | Absent:
     """Compare an approximate index with exact search, by picture and by caption."""
-    factory, embeddings = str(subject.options.index), subject.classes.embeddings
+    embeddings = subject.classes.embeddings
+    factory = resolve_factory(str(subject.options.index), *embeddings.shape)
     try:
-        index, exact = build_indexes(embeddings, factory)
+        index = build_index(embeddings, factory)
     except BuildError as error:
         return Absent(str(error))
-    by_picture = index_recall(index, exact, embeddings, embeddings)
+    by_picture = index_recall(index, embeddings, embeddings)
     title = f"Recall@{DEPTH}"
     measures = [Measure("index_recall_pictures", f"{title} by picture", _recall(Kind.PICTURE, by_picture))]
     if len(subject.captions.texts):
-        by_caption = index_recall(index, exact, embeddings, subject.captions.embeddings)
+        by_caption = index_recall(index, embeddings, subject.captions.embeddings)
         measures.append(Measure("index_recall_captions", f"{title} by caption", _recall(Kind.CAPTION, by_caption)))
     speedup = by_picture.exact_milliseconds / by_picture.milliseconds
     measures.append(Measure("index_speedup", "Speed against exact", speedup, Unit.TIMES))
     protocol = (
         f"FAISS index {factory} with its default search parameters, over {len(embeddings):,} embeddings, against exact "
         f"search; at most 1,000 queries of a kind, the query left in. An answer counts if it is as near as number "
-        f"{DEPTH} of the exact ones. Speed: median time of an exact search by picture over that of this index."
+        f"{DEPTH} of the exact ones. Speed: median processor time of exact searches by picture over that of this index."
     )
     return Outcome(protocol, tuple(measures))
 

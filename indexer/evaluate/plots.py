@@ -1,4 +1,6 @@
-"""Plots as SVG for an HTML page. The door to matplotlib; its objects are used directly, without pyplot and its state.
+"""Plots as SVG for an HTML page, and one for a file. The door to matplotlib.
+
+Its objects are used directly, without pyplot and its state.
 
 A plot has no background, and text and axes take the colour of the text around it, so that it suits light pages and dark
 ones.
@@ -12,6 +14,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -19,6 +22,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
+
+from indexer.recall import CurvePoint, Tuning
 
 # Stands for the colour of the text around, which SVG calls currentColor and matplotlib has no word for.
 _INK = "#010203"
@@ -118,6 +124,39 @@ def matrix(labels: Sequence[str], counts: Sequence[Sequence[int]], title: str, x
                 count = f"{int(values[row, column])}"
                 axes.text(column + 0.5, row + 0.5, count, ha="center", va="center", fontsize=8)
         return _svg(figure, title, f"{title}: {ylabel} in rows, {xlabel} in columns; {len(labels)} classes.")
+
+
+def draw_tuning(tuning: Tuning, title: str, file: Path) -> None:
+    """Draw recall against milliseconds of a search into an SVG or PNG file: a line and the chosen point for each kind.
+
+    Settings are left out that another one beats in both.
+    """
+    with _LOCK, mpl.rc_context({**_SETTINGS, "svg.hashsalt": title}):
+        figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+        axes = figure.add_subplot(title=_short(title, 60), xlabel="milliseconds of a search", ylabel="recall@10")
+        for kind, colour, marker in zip((tuning.text, tuning.image), _COLOURS, _MARKERS, strict=False):
+            name = "by text" if kind is tuning.text else "by picture"
+            best = _unbeaten(kind.curve)
+            axes.plot([x for x, _ in best], [y for _, y in best], color=colour, marker=marker, markersize=4, label=name)
+            chosen = kind.chosen
+            axes.plot(chosen.milliseconds, chosen.recall, marker, color=colour, markersize=12, fillstyle="none")
+        axes.axhline(tuning.target_recall, color=_INK, linestyle=":", label=f"target {tuning.target_recall:g}")
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")  # powers of ten would be formulas
+        axes.minorticks_off()
+        axes.grid(color=_INK, alpha=0.15)
+        axes.legend(frameon=False)
+        figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)
+
+
+def _unbeaten(curve: Sequence[CurvePoint]) -> list[tuple[float, float]]:
+    """Return milliseconds and recall of the settings that no other one beats in both, in rising order."""
+    best: list[tuple[float, float]] = []
+    for point in sorted(curve, key=lambda point: (point.milliseconds, -point.recall)):
+        if not best or point.recall > best[-1][1]:
+            best.append((point.milliseconds, point.recall))
+    return best
 
 
 def _ticks_at_points(axes: Axes, series: Mapping[str, Line]) -> None:

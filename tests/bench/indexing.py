@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from indexer.torch_runtime import open_clip, torch
 from tests.bench.contenders import MODEL, PEER, ClipRetrieval, Contender, Kindred, Outcome, agreement, peer_python
 from tests.bench.photos import LARGE, SMALL, mix, take
+from tests.bench.tables import grid, spread
 
 # Pictures a call, and calls at a time, which share the cores.
 _FEEDS = [f"{batch}x{callers}" for callers in sorted({1, os.cpu_count() or 1}) for batch in (4, 16, 64)]
@@ -54,11 +55,11 @@ class Table:
         best = max((name for name in self.rates if name not in self.limits), key=lambda name: median(self.rates[name]))
         head = ("", "pictures/s", f"x {best}", "encoder alone", "of the limit", "published/s", "wall, s")
         rows = [self._row(name, median(self.rates[best])) for name in self.rates]
-        text = f"{self.title}; least centred cosine of the two sides {self.agreement:.4f}\n\n{_grid(head, rows)}"
+        text = f"{self.title}; least centred cosine of the two sides {self.agreement:.4f}\n\n{grid(head, rows)}"
         for name, costs in self.costs.items():
             total = sum(costs.values())
             shares = [(stage, f"{1e3 * cost:.2f}", f"{100 * cost / total:.1f} %") for stage, cost in costs.items()]
-            text += f"\n{_grid((name, 'ms of one core', 'share'), [*shares, ('all', f'{1e3 * total:.2f}', '')])}"
+            text += f"\n{grid((name, 'ms of one core', 'share'), [*shares, ('all', f'{1e3 * total:.2f}', '')])}"
         return text
 
     def _row(self, name: str, peer: float) -> tuple[str, ...]:
@@ -66,12 +67,12 @@ class Table:
         limit = median(self.limits[name]) if name in self.limits else None
         return (
             name,
-            _spread(self.rates[name]),
+            spread(self.rates[name]),
             f"{rate / peer:.2f}",
-            _spread(self.limits.get(name, [])),
+            spread(self.limits.get(name, [])),
             f"{100 * rate / limit:.0f} %" if limit else "",
-            _spread(self.published.get(name, [])),
-            _spread(self.walls[name]),
+            spread(self.published.get(name, [])),
+            spread(self.walls[name]),
         )
 
 
@@ -137,7 +138,7 @@ def main(
     folder, python = folder.resolve(), peer_python(peer_venv.absolute())
     contenders: list[Contender] = [Kindred(each) for each in backends.split(",")]
     contenders += [_peer(python, each) for each in peers.split(",")]
-    bench = Bench(folder, _weights(folder), contenders, rounds)
+    bench = Bench(folder, weights(folder), contenders, rounds)
     before = _load()
     tables = [bench.measure(each).markdown() for each in _sets(folder, pictures, small, large, mixed)]
     machine = f"{os.cpu_count()} cores, torch {torch.__version__}, {PEER}; load {before} before, {_load()} after"
@@ -154,7 +155,7 @@ def _sets(folder: Path, pictures: Path | None, small: int, large: int, mixed: bo
     return [*drawn, *([mix(folder, drawn)] if mixed else [])]
 
 
-def _weights(folder: Path) -> Path:
+def weights(folder: Path) -> Path:
     """Return the random weights that both sides load."""
     path = folder / f"{MODEL}.safetensors"
     if not path.exists():
@@ -176,15 +177,6 @@ def _facts(pictures: Path) -> str:
 
 def _load() -> str:
     return f"{os.getloadavg()[0]:.1f}"
-
-
-def _spread(values: Sequence[float]) -> str:
-    return " / ".join(f"{value:.1f}" for value in (min(values), median(values), max(values))) if values else ""
-
-
-def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from indexer.snapshot import NEAR_DUPLICATES, BuildOptions
 from indexer.sources.source import Item
 from indexer.store import SnapshotStore
 from indexer.writer import SnapshotWriter
+from tests.bench.tables import grid
 from tests.snapshots import search
 
 DIM = 512
@@ -246,8 +247,7 @@ def _child(command: str, folder: Path, count: int, *flags: str) -> dict[str, Any
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *([f"{value:,}" for value in row.values()] for row in rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return grid(list(rows[0]), ([f"{value:,}" for value in row.values()] for row in rows))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """A build, from a folder of pictures to a published snapshot."""
 
+import re
 import shutil
 import sqlite3
 from collections import Counter
@@ -11,12 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from indexer.build import build, forecast
 from indexer.encoder import Encoder, EncoderName, load_encoder
 from indexer.errors import BuildError, Reason
 from indexer.plan import image_id
-from indexer.snapshot import Snapshot
+from indexer.progress import ProgressStyle, reporter
+from indexer.recall import QueryKind
+from indexer.snapshot import BuildOptions, Snapshot
 from indexer.store import SnapshotStore
-from tests.conftest import build_snapshot
+from tests.conftest import POLICY, build_snapshot, local_run
 from tests.models import new_model, save_model
 from tests.snapshots import search
 
@@ -151,6 +155,62 @@ def test_a_failed_build_leaves_the_published_snapshot_alone(snapshots: Path, sou
         build_snapshot(source, snapshots, encoder, index="IVF4096,Flat")
     assert SnapshotStore(snapshots).published() == before
     assert SnapshotStore(snapshots).ids() == [before]
+
+
+def test_a_small_collection_is_searched_exactly_with_nothing_to_tune(snapshots: Path) -> None:
+    manifest = opened(snapshots).manifest
+    assert (manifest.options.index, manifest.factory, manifest.tuning) == ("auto", "Flat", None)
+
+
+def test_an_approximate_index_is_tuned_for_texts_and_for_pictures(
+    source: Path, tmp_path: Path, encoder: Encoder
+) -> None:
+    manifest = build_snapshot(source, tmp_path / "s", encoder, index="IVF4,Flat").manifest
+    tuning = opened(tmp_path / "s").manifest.tuning
+    assert tuning is not None
+    assert tuning == manifest.tuning
+    assert (tuning.target_recall, tuning.text.origin, tuning.image.origin) == (0.98, "labels", "crops of pictures")
+    assert min(tuning.text.chosen.recall, tuning.image.chosen.recall) >= 0.98
+    assert tuning.parameters(QueryKind.TEXT).nprobe in range(1, 5)
+
+
+@pytest.mark.parametrize("index", ["PQ1x4fs", "IVF4,PQ1x4fs"])
+def test_an_index_that_finds_too_little_is_refused_and_the_next_one_encodes_nothing_again(
+    index: str, source: Path, tmp_path: Path, encoder: Encoder
+) -> None:
+    with pytest.raises(BuildError) as raised:
+        build_snapshot(source, tmp_path / "s", encoder, index=index)
+    assert re.fullmatch(
+        rf"By text, the index {index} finds 0\.\d{{3}} of the nearest ten at best \(.*\), and the target recall is "
+        r"0\.98\. What is encoded is kept: run again with another --index, such as "
+        rf"{re.escape(index)},Refine\(SQfp16\), with a lower --target-recall, or with --accept-low-recall to publish "
+        r"it as it is\.",
+        str(raised.value),
+    )
+    assert SnapshotStore(tmp_path / "s").ids() == []
+    report = build_snapshot(source, tmp_path / "s", encoder, index=f"{index},Refine(SQfp16)")
+    assert (report.resumed, report.encoded, report.manifest.count) == (25, 24, 24)
+    assert not list((tmp_path / "s").glob(".building-*"))
+
+
+def test_an_index_that_finds_too_little_is_published_where_that_is_accepted(
+    source: Path, tmp_path: Path, encoder: Encoder
+) -> None:
+    options = BuildOptions(sources=(str(source),), labels="parent", index="PQ1x4fs", accept_low_recall=True)
+    store = SnapshotStore(tmp_path / "s")
+    build(options, store, encoder, POLICY, local_run(encoder), reporter(ProgressStyle.PLAIN))
+    tuning = opened(tmp_path / "s").manifest.tuning
+    assert tuning is not None
+    assert tuning.text.chosen.recall < tuning.target_recall == 0.98
+
+
+def test_a_forecast_counts_the_bytes_of_the_index_asked_for(source: Path, tmp_path: Path, encoder: Encoder) -> None:
+    facts = (SnapshotStore(tmp_path / "s"), encoder, POLICY, local_run(encoder), reporter(ProgressStyle.PLAIN))
+    flat, bytes_ = (
+        forecast(BuildOptions(sources=(str(source),), index=index), *facts).disk for index in ("auto", "SQ8")
+    )
+    # 4 bytes or 1 for each of 16 numbers, of 25 files.
+    assert flat - bytes_ == 25 * 48
 
 
 def test_a_damaged_snapshot_costs_its_embeddings_not_the_build(snapshots: Path, source: Path, encoder: Encoder) -> None:

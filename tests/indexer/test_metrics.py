@@ -19,7 +19,7 @@ from indexer.errors import BuildError
 from indexer.evaluate import metrics
 from indexer.evaluate.bootstrap import interval, resampled_means
 from indexer.evaluate.classification import nearest_class, vote_all
-from indexer.evaluate.index_recall import build_indexes, index_recall
+from indexer.evaluate.index_recall import index_recall
 from indexer.evaluate.metrics import (
     average_precision,
     blocks,
@@ -39,6 +39,7 @@ from indexer.evaluate.prompts import (
     read_templates,
 )
 from indexer.evaluate.retrieval import first_right_ranks, image_to_image, nearest
+from indexer.index_building import build_index
 from indexer.vote import vote
 
 QUERIES, CANDIDATES = 40, 60
@@ -446,8 +447,8 @@ def test_the_seed_decides_and_draws_without_a_query_do_not_count() -> None:
 
 def test_an_exact_index_finds_everything() -> None:
     embeddings = unit(np.random.default_rng(0), 300)
-    index, exact = build_indexes(embeddings, "Flat")
-    found = index_recall(index, exact, embeddings, embeddings)
+    index = build_index(embeddings, "Flat")
+    found = index_recall(index, embeddings, embeddings)
     assert found.recall.tolist() == [1.0] * 300
     assert found.milliseconds > 0
     assert found.exact_milliseconds > 0
@@ -457,13 +458,13 @@ def test_an_exact_index_finds_everything() -> None:
 def test_the_recall_of_an_approximate_index_is_the_part_of_the_exact_ten_that_it_finds(factory: str) -> None:
     random = np.random.default_rng(0)
     embeddings, queries = unit(random, 800), unit(random, 100)
-    index, exact = build_indexes(embeddings, factory)
+    index = build_index(embeddings, factory)
     exact_rows = np.argsort(-(queries @ embeddings.T), axis=1)[:, :10]
     expected = [
         len({*index.search(query[None, :], 10)[0].tolist()} & {*rows.tolist()}) / 10
         for query, rows in zip(queries, exact_rows, strict=True)
     ]
-    found = index_recall(index, exact, embeddings, queries)
+    found = index_recall(index, embeddings, queries)
     assert found.recall == pytest.approx(expected)
     assert 0.1 < found.recall.mean() < 0.95
 
@@ -472,12 +473,12 @@ def test_any_of_equal_answers_counts() -> None:
     embeddings = np.concatenate(
         [np.tile(unit(np.random.default_rng(0), 1), (40, 1)), unit(np.random.default_rng(1), 9)]
     )
-    index, exact = build_indexes(embeddings, "HNSW8")
-    assert index_recall(index, exact, embeddings, embeddings[:1]).recall.tolist() == [1.0]
+    index = build_index(embeddings, "HNSW8")
+    assert index_recall(index, embeddings, embeddings[:1]).recall.tolist() == [1.0]
 
 
 def test_at_most_a_thousand_queries_are_asked_spread_evenly() -> None:
     embeddings = unit(np.random.default_rng(0), 2_500, dim=2)
-    index, exact = build_indexes(embeddings[:20], "Flat")
-    asked = index_recall(index, exact, embeddings[:20], embeddings).queries
+    index = build_index(embeddings[:20], "Flat")
+    asked = index_recall(index, embeddings[:20], embeddings).queries
     assert asked.tolist() == list(range(0, 2_500, 3))

@@ -1,5 +1,6 @@
 """Following the published snapshot: swaps, refusals, rollback and the swap of the text half."""
 
+import base64
 import shutil
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from fastapi.testclient import TestClient
 
 from indexer.encoder import Encoder, EncoderName, load_encoder
 from indexer.store import SnapshotStore
+from service import live
 from service.app import create_app
 from service.settings import ServiceSettings
 from tests import swaps
@@ -187,3 +189,69 @@ def test_a_text_half_with_another_image_half_is_refused(admin: TestClient, tmp_p
     missing = admin.post("/admin/v1/text-encoder", json={"model": "local-dir:/no/such"})
     assert (missing.status_code, missing.json()["code"]) == (422, "encoder_error")
     assert admin.get("/v1/index").json() == before
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Keep what one test has exported for the next."""
+    return tmp_path_factory.mktemp("cache")
+
+
+def runtime(client: TestClient) -> str:
+    return type(client.app.state.live.searcher.encoder).__name__  # type: ignore[attr-defined]
+
+
+def embedded(client: TestClient, source: Path) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    picture = "data:image/png;base64," + base64.b64encode((source / "red" / "0.png").read_bytes()).decode()
+    answer = client.post("/v1/embeddings", json={"input": ["a cat", "two birds", picture]}).json()
+    return np.array([each["embedding"] for each in answer["data"]])
+
+
+@pytest.mark.parametrize(
+    ("backend", "precision", "cosine"),
+    [("torch", "fp32", 1 - 1e-6), ("onnx", "fp32", 0.9999), ("onnx-int8", "int8", 0.9)],
+)
+def test_the_backend_that_is_asked_for_encodes_from_the_start(
+    client: TestClient,
+    settings: ServiceSettings,
+    source: Path,
+    cache: Path,
+    backend: str,
+    precision: str,
+    cosine: float,
+) -> None:
+    changed = settings.model_copy(update={"backend": backend, "cache": cache})
+    before = client.get("/v1/index").json()["encoder"]
+    with TestClient(create_app(changed)) as other:
+        assert runtime(other) == ("OpenClipEncoder" if backend == "torch" else "OnnxEncoder")
+        assert other.get("/v1/index").json()["encoder"] == {**before, "precision": precision}
+        cosines = np.sum(embedded(other, source) * embedded(client, source), axis=1)
+    assert cosines.min() >= cosine
+
+
+def test_torch_serves_at_once_and_onnx_runtime_takes_over_when_it_is_ready(
+    settings: ServiceSettings, source: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "_WORTH_EXPORTING_SECONDS", 0.0)
+    with TestClient(create_app(settings.model_copy(update={"cache": cache}))) as client:
+        first = embedded(client, source)
+        described = client.get("/v1/index").json()
+        wait_for(lambda: runtime(client) == "OnnxEncoder", 120)
+        assert np.sum(embedded(client, source) * first, axis=1).min() >= 0.9999
+        assert client.get("/v1/index").json() == described
+        assert "kindred_snapshot_swaps_total 1.0" in client.get("/metrics").text
+
+
+def test_where_onnx_runtime_cannot_be_had_torch_goes_on_unless_it_was_asked_for(
+    settings: ServiceSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(live, "_WORTH_EXPORTING_SECONDS", 0.0)
+    (tmp_path / "file").touch()
+    with TestClient(create_app(settings.model_copy(update={"cache": tmp_path / "file"}))) as client:
+        wait_for(lambda: "torch goes on" in capfd.readouterr().out, 120)
+        assert client.post("/v1/search", json={"query": [{"text": "x"}]}).status_code == 200
+        assert runtime(client) == "OpenClipEncoder"
+    with TestClient(create_app(settings.model_copy(update={"cache": tmp_path / "file", "backend": "onnx"}))) as client:
+        ready = client.get("/readyz")
+    assert ready.status_code == 503
+    assert "cannot be written" in ready.json()["reason"]

@@ -1,0 +1,109 @@
+"""Pipeline: the stages of a query, each with a queue and threads of its own."""
+
+import asyncio
+import os
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from cachetools import LRUCache
+
+from indexer.encoder import Embeddings, Encoder, Pixels
+from indexer.images import DecodePolicy, decode
+from indexer.index import compute_alone
+from indexer.snapshot import Hit
+from service.batcher import Batcher
+from service.searcher import Query, Searcher, Terms, Vector
+from service.settings import ServiceSettings
+from service.telemetry import Metrics
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Pipeline:
+    """Decodes, encodes and searches for the requests of one event loop, those that wait at the same time together.
+
+    A picture is decoded by any of the cores. One batch is encoded at a time, by as many cores as the encoder may use.
+    """
+
+    def __init__(self, settings: ServiceSettings, metrics: Metrics) -> None:
+        cores = os.cpu_count() or 1
+        self._policy = DecodePolicy.of(settings)
+        self._most = settings.max_batch
+        self._decoding: Batcher[Callable[..., Pixels], bytes, Pixels] = Batcher(
+            "decode", self._decode, metrics, most=1, wait_seconds=0, queue=settings.queue, threads=cores
+        )
+        self._encoding: Batcher[Callable[[Sequence[Any]], Embeddings], Any, Vector] = Batcher(
+            "encode",
+            _encode,
+            metrics,
+            most=settings.max_batch,
+            wait_seconds=settings.batch_wait_seconds,
+            queue=settings.queue,
+        )
+        self._searching: Batcher[tuple[Searcher, Terms], Query, list[Hit]] = Batcher(
+            "search",
+            _search,
+            metrics,
+            most=settings.max_batch,
+            wait_seconds=settings.batch_wait_seconds,
+            # A batch that has been encoded comes at once, and shall find room.
+            queue=settings.queue + settings.max_batch,
+            threads=cores,
+        )
+        self._texts: LRUCache[tuple[str, str, str], Vector] = LRUCache(settings.text_cache)
+        self._hits, self._misses = metrics.text_cache.labels("hit"), metrics.text_cache.labels("miss")
+
+    async def decode(self, encoder: Encoder, files: Sequence[bytes]) -> list[Pixels]:
+        """Decode picture files into what an encoder takes.
+
+        Raises:
+            ImageError: one is no picture that can be used.
+        """
+        return await self._each(self._decoding, files, encoder.preprocess)
+
+    async def encode_images(self, encoder: Encoder, pixels: Sequence[Pixels]) -> list[Vector]:
+        """Encode preprocessed pictures."""
+        return await self._each(self._encoding, pixels, encoder.encode_images)
+
+    async def encode_texts(self, encoder: Encoder, texts: Iterable[str]) -> Mapping[str, Vector]:
+        """Encode texts, or recall their embeddings, also from before a swap that left the text half as it was."""
+        key = (encoder.spec.text, encoder.spec.precision)
+        found = {text: self._texts.get((*key, text)) for text in texts}
+        new = [text for text, vector in found.items() if vector is None]
+        self._hits.inc(len(found) - len(new))
+        self._misses.inc(len(new))
+        fresh = dict(zip(new, await self._each(self._encoding, new, encoder.encode_texts), strict=True))
+        if self._texts.maxsize:
+            # Copied: each is a row of its batch, which it would keep in memory whole.
+            self._texts.update({(*key, text): vector.copy() for text, vector in fresh.items()})
+        return {text: fresh[text] if vector is None else vector for text, vector in found.items()}
+
+    async def search(self, searcher: Searcher, query: Query, terms: Terms) -> list[Hit]:
+        """Search for one query, as `Searcher.search` says."""
+        return await self._searching(query, (searcher, terms))
+
+    def close(self) -> None:
+        """Refuse what waits, and end all threads."""
+        for stage in (self._decoding, self._encoding, self._searching):
+            stage.close()
+
+    async def _each(self, stage: Batcher[Any, Item, Result], items: Sequence[Item], group: Hashable) -> list[Result]:
+        """Have items of one request done, a batch at a time, so that it does not fill the queue by itself."""
+        done: list[Result] = []
+        for start in range(0, len(items), self._most):
+            done += await asyncio.gather(*(stage(item, group) for item in items[start : start + self._most]))
+        return done
+
+    def _decode(self, preprocess: Callable[..., Pixels], files: Sequence[bytes]) -> list[Pixels]:
+        return [preprocess(decode(file, self._policy).rgb) for file in files]
+
+
+def _encode(encode: Callable[[Sequence[Any]], Embeddings], inputs: Sequence[Any]) -> list[Vector]:
+    return list(encode(inputs))
+
+
+def _search(group: tuple[Searcher, Terms], queries: Sequence[Query]) -> Sequence[list[Hit] | Exception]:
+    compute_alone()
+    searcher, terms = group
+    return searcher.search(queries, terms)
