@@ -126,6 +126,13 @@ def load_encoder(name: EncoderName, *, device: str, threads: int, precision: Pre
     return OpenClipEncoder.load(name, device=device, threads=threads, precision=precision)
 
 
+def use_threads(count: int) -> None:
+    """Let a call of an encoder on torch take so many threads, in each thread of ours that has not made one yet."""
+    from indexer.torch_runtime import torch  # noqa: PLC0415 - takes seconds to import
+
+    torch.set_num_threads(count)
+
+
 def accelerated(encoder: Encoder, cache: Path, *, threads: int, precision: Literal["fp32", "int8"] = "fp32") -> Encoder:
     """Return the same encoder run by ONNX Runtime: on a CPU up to twice as fast, once it has been exported.
 

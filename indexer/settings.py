@@ -32,7 +32,7 @@ class Settings(BaseSettings):
     """Where the encoder runs; `auto` takes CUDA where torch finds it."""
 
     threads: int = Field(default=0, ge=0)
-    """Threads that one call of the encoder may use; 0 means one per core."""
+    """Threads that one call of the encoder may use; 0 is one per core, and in the service one for a small encoder."""
 
     max_file_bytes: int = Field(default=64 * 2**20, gt=0)
     """Largest picture file, in bytes."""

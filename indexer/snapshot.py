@@ -270,7 +270,7 @@ class Snapshot:
     def _settled(self, vector: NDArray[np.float32], limit: int, among: "_Among", hits: list[Hit]) -> list[Hit]:
         """Return the best `limit` hits; ask for more while equals of the last of them may have been left out."""
         asked = limit + 1
-        while len(hits) == asked and hits[limit].score == hits[limit - 1].score:
+        while len(hits) == asked and hits[-1].score == hits[limit - 1].score:
             asked *= 2
             (hits,) = self._ranked(self._nearest(vector[None, :], asked, among), vector[None, :])
         return hits[:limit]

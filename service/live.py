@@ -1,6 +1,7 @@
 """LiveSearcher: follows the published snapshot and swaps whole searchers."""
 
 import asyncio
+import os
 import threading
 import time
 from dataclasses import replace
@@ -9,7 +10,7 @@ from typing import Literal
 
 import structlog
 
-from indexer.encoder import Encoder, EncoderName, EncoderSpec, accelerated, load_encoder
+from indexer.encoder import Encoder, EncoderName, EncoderSpec, accelerated, load_encoder, use_threads
 from indexer.errors import EncoderMismatch, KindredError
 from indexer.gpu_index import on_gpu
 from indexer.snapshot import Snapshot
@@ -18,8 +19,9 @@ from service.searcher import Searcher
 from service.settings import ServiceSettings
 from service.telemetry import Metrics
 
-# An encoder that takes less for a text has little to gain from ONNX Runtime, and an export takes up to a minute.
-_WORTH_EXPORTING_SECONDS = 0.01
+# An encoder that takes less for a text on one core loses more by waking others than it gains from them, and has little
+# to gain from ONNX Runtime, for which it would be exported for up to a minute.
+_SLOW_SECONDS = 0.01
 
 
 class LiveSearcher:
@@ -69,7 +71,8 @@ class LiveSearcher:
         if encoder is None or encoder is self._judged or self._settings.backend != "auto":
             return
         self._judged = encoder
-        if not _worth_exporting(encoder):
+        # Half precision is a GPU's.
+        if encoder.spec.precision != "fp32" or not find_spec("onnxruntime") or not _is_slow(encoder):
             return
         try:
             faster = accelerated(encoder, self._settings.cache, threads=self._settings.threads)
@@ -150,10 +153,14 @@ class LiveSearcher:
             if used.spec.name == name and used.spec.image == spec.image:
                 return used
         settings = self._settings
-        encoder = load_encoder(name, device=settings.device, threads=settings.threads)
+        threads = settings.threads or 1
+        encoder = load_encoder(name, device=settings.device, threads=threads)
+        if not settings.threads and _is_slow(encoder):
+            threads = os.cpu_count() or 1
+            use_threads(threads)
         if settings.backend.startswith("onnx"):
             precision: Literal["fp32", "int8"] = "int8" if settings.backend == "onnx-int8" else "fp32"
-            return accelerated(encoder, settings.cache, threads=settings.threads, precision=precision)
+            return accelerated(encoder, settings.cache, threads=threads, precision=precision)
         return encoder
 
     def _serve(self, searcher: Searcher) -> None:
@@ -172,16 +179,13 @@ class LiveSearcher:
         self.refused = why
 
 
-def _worth_exporting(encoder: Encoder) -> bool:
-    # Half precision is a GPU's.
-    if encoder.spec.precision != "fp32" or not find_spec("onnxruntime"):
-        return False
+def _is_slow(encoder: Encoder) -> bool:
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
         encoder.encode_texts(["a photo of a cat"])
         seconds.append(time.perf_counter() - start)
-    return min(seconds) >= _WORTH_EXPORTING_SECONDS
+    return min(seconds) >= _SLOW_SECONDS
 
 
 def _mismatch(found: EncoderSpec, wanted: EncoderSpec) -> EncoderMismatch:

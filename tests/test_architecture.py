@@ -83,7 +83,7 @@ DOORS = {
 }
 # What is reached up for when it is needed: torch takes seconds to import.
 LAZY = {
-    "indexer.encoder": {"indexer.open_clip_encoder", "indexer.onnx_encoder"},
+    "indexer.encoder": {"indexer.open_clip_encoder", "indexer.onnx_encoder", "indexer.torch_runtime"},
     "indexer.gpus": {"indexer.torch_runtime"},
 }
 # One sets OMP_WAIT_POLICY, the other where the metrics of several processes meet; settings come from pydantic_settings.

@@ -1,5 +1,6 @@
 """Snapshots: search answers as numpy does, and no damage of any file goes unseen."""
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from indexer.encoder import Embeddings
 from indexer.errors import CorruptSnapshot, ImageError, Reason
+from indexer.index import Rows, VectorIndex
 from indexer.snapshot import MANIFEST, Snapshot, file_facts
 from indexer.store import SnapshotStore
 from tests.pictures import POLICY
@@ -93,6 +95,22 @@ def test_ties_come_by_id_even_where_the_limit_cuts_them(store: SnapshotStore, fa
     hits = search(opened(store, vectors, ids=ids, factory=factory), vectors[0], limit)
     assert [hit.image.id for hit in hits] == twins[:limit]
     assert {hit.score for hit in hits} == {1.0}
+
+
+def test_a_tie_at_the_limit_is_settled_by_a_few_more_hits(store: SnapshotStore) -> None:
+    vectors = unit_vectors(2_000, 16)
+    vectors[7:10] = vectors[7]
+    snapshot = opened(store, vectors)
+    asked: list[int] = []
+
+    class Watched(VectorIndex):
+        def search(self, vectors: Embeddings, k: int, *rest: Any) -> Rows:
+            asked.append(k)
+            return super().search(vectors, k, *rest)
+
+    watched = dataclasses.replace(snapshot, index=Watched(faiss.read_index(str(snapshot.folder / "index.faiss"))))
+    assert [hit.image.row for hit in search(watched, vectors[8], 2)] == [7, 8]
+    assert asked == [3, 6]
 
 
 def test_exact_duplicates_have_one_score_for_every_query(store: SnapshotStore) -> None:

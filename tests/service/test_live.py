@@ -232,7 +232,7 @@ def test_the_backend_that_is_asked_for_encodes_from_the_start(
 def test_torch_serves_at_once_and_onnx_runtime_takes_over_when_it_is_ready(
     settings: ServiceSettings, source: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(live, "_WORTH_EXPORTING_SECONDS", 0.0)
+    monkeypatch.setattr(live, "_SLOW_SECONDS", 0.0)
     with TestClient(create_app(settings.model_copy(update={"cache": cache}))) as client:
         first = embedded(client, source)
         described = client.get("/v1/index").json()
@@ -245,7 +245,7 @@ def test_torch_serves_at_once_and_onnx_runtime_takes_over_when_it_is_ready(
 def test_where_onnx_runtime_cannot_be_had_torch_goes_on_unless_it_was_asked_for(
     settings: ServiceSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(live, "_WORTH_EXPORTING_SECONDS", 0.0)
+    monkeypatch.setattr(live, "_SLOW_SECONDS", 0.0)
     (tmp_path / "file").touch()
     with TestClient(create_app(settings.model_copy(update={"cache": tmp_path / "file"}))) as client:
         wait_for(lambda: "torch goes on" in capfd.readouterr().out, 120)
