@@ -1,7 +1,8 @@
 """VectorIndex: exact or approximate nearest neighbours by inner product. A door to FAISS."""
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -245,25 +246,28 @@ def _faiss_parameters(index: Any, parameters: SearchParameters, selector: Any) -
     return faiss.SearchParameters(**chosen) if chosen else None
 
 
+def _layers(index: Any) -> Iterator[Any]:
+    """Yield an index and what it is made around: re-ranking and rotation come before what they are for."""
+    index = faiss.downcast_index(index)
+    yield index
+    if isinstance(index, faiss.IndexRefine):
+        yield from _layers(index.base_index)
+    elif isinstance(index, faiss.IndexPreTransform):
+        yield from _layers(index.index)
+
+
 def _fast_scan(index: Any) -> Any:
     """Return the inverted lists of packed codes within an index, None where it has none."""
-    index = faiss.downcast_index(index)
-    if isinstance(index, faiss.IndexRefine):
-        return _fast_scan(index.base_index)
-    if isinstance(index, faiss.IndexPreTransform):
-        return _fast_scan(index.index)
-    return index if isinstance(index, faiss.IndexIVFFastScan) else None
+    return next((layer for layer in _layers(index) if isinstance(layer, faiss.IndexIVFFastScan)), None)
 
 
 def _adjustable(index: Any) -> Adjustable:
-    index = faiss.downcast_index(index)
-    if isinstance(index, faiss.IndexRefine):
-        return replace(_adjustable(index.base_index), refines=True)
-    if isinstance(index, faiss.IndexPreTransform):
-        return _adjustable(index.index)
-    if isinstance(index, faiss.IndexIVF):
-        return Adjustable(lists=int(index.nlist))
-    return Adjustable(graph=isinstance(index, faiss.IndexHNSW))
+    *around, core = _layers(index)
+    return Adjustable(
+        lists=int(core.nlist) if isinstance(core, faiss.IndexIVF) else 0,
+        graph=isinstance(core, faiss.IndexHNSW),
+        refines=any(isinstance(layer, faiss.IndexRefine) for layer in around),
+    )
 
 
 def _honours_selectors(index: Any) -> bool:

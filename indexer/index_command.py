@@ -76,8 +76,8 @@ def _tell(tuning: Tuning | None) -> None:
     """Say how each kind of query is searched for, where there is anything to tune."""
     if tuning is None:
         return
-    for kind, found in ((QueryKind.TEXT, tuning.text), (QueryKind.IMAGE, tuning.image)):
-        typer.echo(f"    by {kind:<5}  {_chosen(found, tuning)}")
+    for kind in QueryKind:
+        typer.echo(f"    by {kind:<5}  {_chosen(tuning.of(kind), tuning)}")
 
 
 def _chosen(found: KindTuning, tuning: Tuning) -> str:

@@ -61,6 +61,10 @@ class Tuning(BaseModel):
     text: KindTuning
     image: KindTuning
 
+    def of(self, kind: QueryKind) -> KindTuning:
+        """Return what was measured of a kind of query."""
+        return self.text if kind is QueryKind.TEXT else self.image
+
     def parameters(self, kind: QueryKind) -> SearchParameters:
         """Return the setting of a kind of query."""
-        return (self.text if kind is QueryKind.TEXT else self.image).chosen.parameters
+        return self.of(kind).chosen.parameters

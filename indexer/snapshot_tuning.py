@@ -49,8 +49,8 @@ def told(parameters: SearchParameters) -> str:
 
 
 def _refuse_low_recall(tuning: Tuning, factory: str, index: VectorIndex) -> None:
-    for kind, found in ((QueryKind.TEXT, tuning.text), (QueryKind.IMAGE, tuning.image)):
-        best = found.chosen
+    for kind in QueryKind:
+        best = tuning.of(kind).chosen
         if best.recall < tuning.target_recall:
             other = "auto" if index.adjustable.refines else f"{factory},Refine(SQfp16)"
             raise BuildError(

@@ -5,7 +5,7 @@ index is built once and kept in FOLDER. For each kind of query and each target t
 reaches it, on the queries that are then timed. The contenders take turns, each turn in a process of its own; medians of
 the turns are told. A query given singly takes one thread; all 256 at once take one thread and then two.
 
-With `--growth`, only ours, at 10,000, 100,000 and 1,000,000 vectors; 10,000,000 is an estimate from their growth.
+With `--growth`, only ours, at 10,000, 100,000 and 1,000,000 vectors.
 """
 
 import json
@@ -20,7 +20,6 @@ from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 
 from indexer.index_policy import AUTO, resolve_factory
@@ -34,7 +33,6 @@ PACKAGES = ("faiss-cpu==1.15.1", "hnswlib==0.8.0", "usearch==2.26.6", "autofaiss
 
 _ROOT = Path(__file__).parents[2]
 _GROWTH = (10_000, 100_000, 1_000_000)
-_ESTIMATED = 10_000_000
 _COSTS = ("bytes a vector", "built, s", "built, CPU s", "peak memory, MB")
 # How queries are given and in how many threads.
 _MANNERS = {"singly, 1 thread": (1, "single"), "at once, 1 thread": (1, "batch"), "at once, 2 threads": (2, "batch")}
@@ -187,13 +185,9 @@ def _ratio(ours: float, best: float) -> str:
 
 def _growth_table(sizes: list[Contender]) -> str:
     shown = [(kind, str(TARGETS[-1]), manner) for kind in KINDS for manner in _MANNERS]
-    figures = np.array([(*_costs(one), *map(one.rate, shown)) for one in sizes])
-    # As a power of the count through the last two sizes, whose indexes are of one kind.
-    power = np.log(_ESTIMATED / _GROWTH[-1]) / np.log(_GROWTH[-1] / _GROWTH[-2])
-    estimate = figures[-1] * (figures[-1] / figures[-2]) ** power
-    names = [*(f"{size:,}" for size in _GROWTH), f"{_ESTIMATED:,}, estimated"]
     rows = [
-        (name, *(f"{figure:,.0f}" for figure in row)) for name, row in zip(names, [*figures, estimate], strict=True)
+        (f"{size:,}", *(f"{figure:,.0f}" for figure in (*_costs(one), *map(one.rate, shown))))
+        for size, one in zip(_GROWTH, sizes, strict=True)
     ]
     return grid(("vectors", *_COSTS, *(f"{kind}, {manner}" for kind, _, manner in shown)), rows)
 
