@@ -13,7 +13,8 @@ from indexer.store import SnapshotStore
 from service.deps import AppSettings, JobRunner, Live, asked, require_admin
 from service.errors import NotReady, SourceForbidden
 from service.openapi import PROBLEMS, body
-from service.schemas import IndexResponse, JobInfo, ReindexRequest, SnapshotInfo, TextEncoderRequest
+from service.schemas.admin import JobInfo, ReindexRequest, SnapshotInfo, TextEncoderRequest
+from service.schemas.index import IndexResponse
 from service.settings import ServiceSettings
 
 router = APIRouter(prefix="/admin/v1", dependencies=[Depends(require_admin)], responses=PROBLEMS)

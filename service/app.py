@@ -8,11 +8,12 @@ from importlib.metadata import version
 from fastapi import FastAPI
 
 from indexer.store import SnapshotStore
-from service import admin, errors, openapi, routes
+from service import admin, errors, openapi
 from service.limits import BodyLimit
 from service.live import LiveSearcher
 from service.pipeline import Pipeline
 from service.reindex import Reindexer
+from service.routes import classify, embeddings, index, items, search
 from service.settings import ServiceSettings
 from service.telemetry import Metrics, Telemetry
 
@@ -39,8 +40,9 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     live = LiveSearcher(store, settings, metrics)
     reindexer = Reindexer(store)
     app.state.settings, app.state.metrics, app.state.live, app.state.reindexer = settings, metrics, live, reindexer
-    app.include_router(routes.router)
-    app.include_router(routes.probes)
+    for subject in (search, classify, embeddings, index, items):
+        app.include_router(subject.router)
+    app.include_router(index.probes)
     if settings.admin_key is not None:
         app.include_router(admin.router)
     # The last one added is the outermost: a body that is refused is logged and counted like any other request.

@@ -19,7 +19,7 @@ from service.errors import NotReady, Unauthorized
 from service.live import LiveSearcher
 from service.pipeline import Pipeline
 from service.reindex import Reindexer
-from service.schemas import Contract
+from service.schemas.contract import Contract
 from service.searcher import Searcher
 from service.settings import ServiceSettings
 from service.telemetry import Metrics

@@ -8,15 +8,11 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from service.errors import PROBLEM_JSON
-from service.schemas import (
-    ClassifyRequest,
-    EmbeddingsRequest,
-    Problem,
-    ReindexRequest,
-    SearchRequest,
-    TextEncoderRequest,
-    ZeroShotRequest,
-)
+from service.schemas.admin import ReindexRequest, TextEncoderRequest
+from service.schemas.classify import ClassifyRequest, ZeroShotRequest
+from service.schemas.embeddings import EmbeddingsRequest
+from service.schemas.index import Problem
+from service.schemas.search import SearchRequest
 
 _MODELS = (
     SearchRequest, ClassifyRequest, ZeroShotRequest, EmbeddingsRequest, ReindexRequest, TextEncoderRequest, Problem

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 from indexer.__main__ import app as indexer_app
 from indexer.settings import Settings
-from service import admin, routes
+from service import admin
+from service.routes import classify, embeddings, index, items, search
 from service.settings import ServiceSettings
 from tests.conftest import ADMIN_KEY
 
@@ -49,8 +50,16 @@ def test_make_alone_names_every_target() -> None:
 
 
 def test_the_readme_names_every_route_and_no_other() -> None:
-    every = [route for router in (routes.router, routes.probes, admin.router) for route in router.routes]
-    paths = {route.path for route in every if isinstance(route, APIRoute)}
+    routers = (
+        search.router,
+        classify.router,
+        embeddings.router,
+        items.router,
+        index.router,
+        index.probes,
+        admin.router,
+    )
+    paths = {route.path for router in routers for route in router.routes if isinstance(route, APIRoute)}
     section = README.split("## The API")[1].split("## Settings")[0]
     assert set(re.findall(r"(?:`|POST |GET |DELETE )(/[a-z]+[^` ]*)`", section)) - {"/docs", "/openapi.json"} == paths
 

@@ -1,0 +1,39 @@
+"""The served snapshot, and probes."""
+
+from fastapi import APIRouter, Response
+
+from service.deps import AppMetrics, CurrentSearcher, Live
+from service.limits import AwaitedRoute
+from service.openapi import PROBLEMS
+from service.schemas.index import Health, IndexResponse
+from service.telemetry import METRICS_TYPE
+
+router = APIRouter(prefix="/v1", responses=PROBLEMS, route_class=AwaitedRoute)
+probes = APIRouter()
+
+
+@router.get("/index")
+def index(searcher: CurrentSearcher, live: Live) -> IndexResponse:
+    """Describe the served snapshot and its encoder."""
+    return IndexResponse.of(searcher, live.refused)
+
+
+@probes.get("/livez")
+async def livez() -> Health:
+    """Tell that the process answers."""
+    return Health(status="ok")
+
+
+@probes.get("/readyz", responses={503: {"model": Health}})
+async def readyz(live: Live, response: Response) -> Health:
+    """Tell whether queries can be answered."""
+    if live.searcher is not None:
+        return Health(status="ok")
+    response.status_code = 503
+    return Health(status="not ready", reason=live.refused or "no snapshot has been published")
+
+
+@probes.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+def metrics(of_app: AppMetrics) -> Response:
+    """Return metrics for Prometheus."""
+    return Response(of_app.text(), media_type=METRICS_TYPE)

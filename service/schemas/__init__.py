@@ -1,0 +1,1 @@
+"""The public contract: what requests and responses look like, a file for each subject."""
