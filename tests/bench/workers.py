@@ -37,6 +37,7 @@ def main(
     print("| pictures | snapshot, MiB | workers | PSS of all, MiB | of it anonymous | each worker alone (USS) |")
     print("|---|---|---|---|---|---|")
     extra: list[float] = []
+    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         model = EncoderName(model=save_model(Path(scratch, "model"), new_model(0, config), config))
         for rows in (_FEW, count):

@@ -146,8 +146,10 @@ def test_a_table_that_is_gone_is_named(tmp_path: Path, where: str, name: str) ->
 def test_a_long_list_is_read_in_little_memory(tmp_path: Path) -> None:
     source = table(tmp_path, "t.txt", "".join(f"s3://bucket/{i}.png\n" for i in range(20_000)))
     assert next(source.items()).key == "s3://bucket/0.png"
-    tracemalloc.start()
-    assert sum(1 for _ in source.items()) == 20_000
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 2**18
+    peaks = []
+    for _ in range(3):  # what threads of earlier tests allocate meanwhile counts too
+        tracemalloc.start()
+        assert sum(1 for _ in source.items()) == 20_000
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert min(peaks) < 2**18
