@@ -15,7 +15,7 @@ from indexer import captions
 from indexer import index_command as indexing
 from indexer.build_command import Snapshots
 from indexer.demo import Fold, write_collection
-from indexer.errors import BuildInterrupted, CorruptSnapshot, KindredError
+from indexer.errors import BuildInterrupted, CorruptSnapshot, one_line_errors
 from indexer.evaluate import command as evaluation
 from indexer.finetune import command as finetuning
 from indexer.settings import Settings
@@ -119,15 +119,13 @@ app.command()(evaluation.evaluate)
 
 
 def main() -> None:
-    """Run the command line; an error that was foreseen is one line, not a traceback."""
-    try:
-        app()
-    except BuildInterrupted as error:
-        print(error, file=sys.stderr)
-        sys.exit(building.INTERRUPTED)
-    except (KindredError, OSError) as error:  # of a disk that is full or failing, say
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(FAILED)
+    """Run the command line."""
+    with one_line_errors():
+        try:
+            app()
+        except BuildInterrupted as error:
+            print(error, file=sys.stderr)
+            sys.exit(building.INTERRUPTED)
 
 
 def _store(snapshots: Path | None) -> SnapshotStore:

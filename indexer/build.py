@@ -11,7 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
+import numpy as np
+
 from indexer.assemble import Assembled, assemble
+from indexer.catalog import Catalog
 from indexer.encoder import Encoder
 from indexer.encoding import Executor, Work
 from indexer.errors import BuildError, BuildInterrupted, CorruptShard, Reason, SnapshotError
@@ -24,8 +27,9 @@ from indexer.planning import make_plan, narrower
 from indexer.preparing import Earlier, Preparer
 from indexer.progress import Reporter
 from indexer.recall import Tuning
+from indexer.relevance_learning import Lessons, learn
 from indexer.shards import Row, ShardFile, ShardFolder, ShardStore, file_name, read_shard_file
-from indexer.snapshot import CATALOG, BuildOptions, Manifest, Snapshot
+from indexer.snapshot import CATALOG, EMBEDDINGS, THUMBNAILS, BuildOptions, FileFacts, Manifest, Snapshot
 from indexer.snapshot_tuning import tune_snapshot
 from indexer.sources.fetch import FetchPolicy
 from indexer.sources.opening import open_sources
@@ -149,7 +153,8 @@ def build(
             progress.update("index", writer.rows, writer.rows)
             factory = _factory(bench, writer.rows)
             facts = (job.snapshot_id, job.begun_at, options, encoder.spec, policy, factory)
-            manifest = writer.finish(*facts, run.memory_limit, partial(_tuned, bench, factory))
+            measure = partial(_tuned, bench, factory), partial(_lessons, bench)
+            manifest = writer.finish(*facts, run.memory_limit, *measure)
         progress.update("publish", manifest.count, manifest.count)
         store.commit(building)
         store.publish(manifest.id, verified=True)
@@ -295,6 +300,19 @@ def _tuned(bench: _Bench, factory: str, folder: Path) -> Tuning | None:
         return bench.encoder
 
     return tune_snapshot(folder, factory, bench.options, encoder)
+
+
+def _lessons(bench: _Bench, folder: Path, files: dict[str, FileFacts]) -> Lessons:
+    """Learn of a snapshot, unless the earlier one has the same to learn from."""
+    earlier, spec = bench.earlier, bench.encoder.spec
+    if earlier and earlier.manifest.relevance and earlier.manifest.encoder == spec:
+        known = earlier.manifest.files
+        if all(files[name] == known[name] for name in (CATALOG, EMBEDDINGS, THUMBNAILS)):
+            text_map = Lessons.none(spec.dim).text_map if earlier.text_map is None else earlier.text_map
+            return Lessons(earlier.manifest.relevance, text_map)
+    bench.progress.update("learn", 0, 1)
+    catalog, embeddings = Catalog.open(folder / CATALOG), np.load(folder / EMBEDDINGS, mmap_mode="r")
+    return learn(catalog, embeddings, np.memmap(folder / THUMBNAILS, np.uint8, "r"), bench.encoder)
 
 
 def _check_disk(bench: _Bench) -> None:

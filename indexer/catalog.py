@@ -3,18 +3,18 @@
 import json
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from cachetools import LRUCache
 from numpy.typing import NDArray
 
 from indexer.errors import BuildError, CorruptSnapshot
-from indexer.filter_sql import to_sql
+from indexer.filter_sql import counting_sql, to_sql
 from indexer.filters import Filter
 from indexer.selection import Selection
 
@@ -56,8 +56,10 @@ INSERT INTO labels SELECT label, count(*) FROM images WHERE label IS NOT NULL GR
 _CACHE_KIB = 16_384
 # SQLite's limit of parameters in one statement is 32,766.
 _MOST_ROWS = 10_000
-# Clients page, and ask again: each selection takes a bit for each picture.
-_KEPT_SELECTIONS = 64
+# Clients page, and ask again: a selection takes a bit for each picture.
+_KEPT_SCANS = 64
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class Catalog:
         self._lookups, self._lookup_lock = lookups, threading.Lock()
         # Another connection: a scan of the whole file must not hold up the lookups of other requests.
         self._scans, self._scan_lock = scans, threading.Lock()
-        self._kept: LRUCache[tuple[Any, ...], Selection] = LRUCache(_KEPT_SELECTIONS)
+        self._kept: LRUCache[tuple[Any, ...], Any] = LRUCache(_KEPT_SCANS)
         self._kept_lock = threading.Lock()
 
     @classmethod
@@ -154,19 +156,33 @@ class Catalog:
         found = self._fetch(query, [bytes.fromhex(content_hash)])
         return _record(found[0]) if found else None
 
+    def page(self, among: Selection | None, after: int, limit: int) -> list[ImageRecord]:
+        """Return the first records of a selection, or of all, whose row is above `after`, in the order of their rows.
+
+        However many come before them: `after` is the row that the page before ended with, -1 for the first page.
+        """
+        if among is not None:
+            return self.rows(among.after(after, limit))
+        start = max(after + 1, 0)
+        return self.rows(range(start, min(start + limit, len(self))))
+
     def select(self, wanted: Filter) -> Selection:
         """Return the rows of the pictures that a filter matches: the same object for one that was asked for lately."""
         where, parameters = to_sql(wanted)
-        # 1 and 1.0 are one value to Python and to a filter; what is not one to a filter is told apart by `where`.
-        key = (where, *parameters)
-        found = self._recalled(key)
-        if found is None:
-            with self._scan_lock:
-                # Another request may have asked for the same while this one waited.
-                found = self._recalled(key) or self._scan(where, parameters)
-                with self._kept_lock:
-                    self._kept[key] = found
-        return found
+        query = f"SELECT row FROM images WHERE {where}"  # noqa: S608 - constants of `filter_sql`; all values are bound
+        return self._scanned(query, parameters, lambda rows: Selection.of((row for (row,) in rows), len(self)))
+
+    def facet(self, wanted: Filter, key: str, most: int) -> tuple[tuple[str | float | bool, int], ...]:
+        """Return the values of a key and how many of the pictures that a filter matches have each.
+
+        Each element of an array is a value, an object and null are none.
+
+        Args:
+            wanted: which pictures are counted.
+            key: see `indexer.filters`.
+            most: how many values at most: the most frequent, in this order, then by value.
+        """
+        return self._scanned(*counting_sql(wanted, key, most), lambda rows: tuple(_counted(*row) for row in rows))
 
     def label_counts(self) -> dict[str, int]:
         """Return how many pictures each label has."""
@@ -176,13 +192,29 @@ class Catalog:
         with self._lookup_lock:
             return self._lookups.execute(query, parameters).fetchall()
 
-    def _recalled(self, key: tuple[Any, ...]) -> Selection | None:
+    def _scanned(
+        self, query: str, parameters: Sequence[Any], read: Callable[[Iterable[tuple[Any, ...]]], Found]
+    ) -> Found:
+        """Return what `read` makes of a query that reads the whole file, or recall it."""
+        # 1 and 1.0 are one value to Python and to a filter; what is not one to a filter is told apart by the query.
+        key = (query, *parameters)
+        found = self._recalled(key)
+        if found is None:
+            with self._scan_lock:
+                # Another request may have asked for the same while this one waited.
+                found = self._recalled(key) or read(self._scans.execute(query, parameters))
+                with self._kept_lock:
+                    self._kept[key] = found
+        scanned: Found = found
+        return scanned
+
+    def _recalled(self, key: tuple[Any, ...]) -> Any:
         with self._kept_lock:
             return self._kept.get(key)
 
-    def _scan(self, where: str, parameters: Sequence[Any]) -> Selection:
-        query = f"SELECT row FROM images WHERE {where}"  # noqa: S608 - constants of `filter_sql`; all values are bound
-        return Selection.of((row for (row,) in self._scans.execute(query, parameters)), len(self))
+
+def _counted(value: Any, boolean: int, pictures: int) -> tuple[str | float | bool, int]:
+    return bool(value) if boolean else value, pictures
 
 
 def _connect(path: Path) -> sqlite3.Connection:

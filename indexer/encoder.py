@@ -1,6 +1,7 @@
 """The encoder seam: what a dual encoder is, what names and identifies one, and how to load it."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, Self
 
@@ -18,6 +19,9 @@ Embeddings = NDArray[np.float32]
 
 Pixels = NDArray[np.uint8]
 """Shape (3, height, width): one picture, resized and cut as the image tower wants it, and not yet normalised."""
+
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom, as shares of a picture's width and height."""
 
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
 """What an encoder computes in. Its embeddings are float32 whatever it is."""
@@ -77,6 +81,19 @@ class EncoderSpec(BaseModel):
     precision: Precision = "fp32"
 
 
+@dataclass(frozen=True, eq=False)
+class Patches:
+    """What an image tower sees of a picture, patch by patch, in the space of the embeddings.
+
+    Attributes:
+        vectors: unit vectors, shape (rows, columns, dim), from top left.
+        box: what the patches cover; beyond 0 and 1 where the tower looks past the picture's edges.
+    """
+
+    vectors: NDArray[np.float32]
+    box: Box
+
+
 class Encoder(Protocol):
     """Encodes pictures and texts into one space. Safe to call from several threads."""
 
@@ -101,6 +118,14 @@ class Encoder(Protocol):
 
     def encode_texts(self, texts: Sequence[str]) -> Embeddings:
         """Encode n texts into shape (n, dim); what is beyond the context length is not read."""
+        ...
+
+    def patches(self, picture: Image | RGB) -> Patches | None:
+        """Return what each patch of an upright RGB picture shows; None where the image tower tells of no patches."""
+        ...
+
+    def segments(self, text: str) -> list[str]:
+        """Return a text in pieces that the text tower reads whole; one that it does is one piece, as it is."""
         ...
 
     def count_tokens(self, texts: Sequence[str]) -> int:

@@ -15,6 +15,9 @@
   x TrainingError           a model cannot be trained: settings or data do not allow it
 """
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from typing import Self
 
@@ -96,3 +99,12 @@ class NoGpu(KindredError):
 
 class TrainingError(KindredError):
     """A model cannot be trained: its settings or its data do not allow it."""
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """End a command with exit code 1 and one line on standard error, not a traceback, where an error was foreseen."""
+    try:
+        yield
+    except (KindredError, OSError) as error:  # of a disk that is full or failing, say
+        sys.exit(f"error: {error}")

@@ -18,6 +18,24 @@ def to_sql(wanted: Filter) -> tuple[str, tuple[Any, ...]]:
     return writer.all_of(wanted), tuple(writer.parameters)
 
 
+def counting_sql(wanted: Filter, key: str, most: int) -> tuple[str, tuple[Any, ...]]:
+    """Return a statement that counts the pictures of a filter by their values of a key, and what is bound to it.
+
+    Its rows are a value, whether it is a boolean (which SQLite has as 0 or 1), and how many pictures have it: the most
+    frequent values, of equally frequent ones numbers before texts before booleans, and smaller ones before larger.
+    """
+    writer = _Writer([])
+    matching = f"(SELECT * FROM images WHERE {writer.all_of(wanted)})"  # noqa: S608 - constants; all values are bound
+    field = writer.field(key)
+    tables = matching if field.elements is None else f"{matching}, {field.elements}"
+    statement = f"""
+        SELECT {field.value}, {field.kinds.get(bool, "0")}, count(DISTINCT row) FROM {tables}
+        WHERE {_joined("OR", field.kinds.values())}
+        GROUP BY 1, 2 ORDER BY 3 DESC, 2, 1 LIMIT {writer.bound(most)}
+    """  # noqa: S608
+    return statement, tuple(writer.parameters)
+
+
 @dataclass(frozen=True)
 class _Field:
     """What is asked of a field, in SQL.
@@ -28,7 +46,7 @@ class _Field:
         empty: that it has nothing, a null, or an empty array.
         value: one of its values.
         kinds: that a value is of a type, for each type that there may be: str, float for all numbers, bool.
-        around: what goes before and after a test of `value` for it to be one of any value.
+        elements: the table of its values, where it may have several.
     """
 
     there: str
@@ -36,13 +54,17 @@ class _Field:
     empty: str
     value: str
     kinds: dict[type, str]
-    around: tuple[str, str]
+    elements: str | None = None
+
+    def any(self, test: str) -> str:
+        """Return that a test of `value` holds for any of its values."""
+        return test if self.elements is None else f"EXISTS (SELECT 1 FROM {self.elements} WHERE {test})"  # noqa: S608
 
 
 def _column(key: str) -> _Field:
     name = "near_group" if key == "group" else key
     there, null = f"{name} IS NOT NULL", f"{name} IS NULL"
-    return _Field(there, null, null, name, {COLUMNS[key]: there}, ("", ""))
+    return _Field(there, null, null, name, {COLUMNS[key]: there})
 
 
 def _place(path: str) -> _Field:
@@ -61,7 +83,7 @@ def _place(path: str) -> _Field:
             bool: "json_each.type IN ('true', 'false')",
         },
         # The elements of an array, and what is none by itself; of an object it would be what is in it.
-        around=(f"{kind} <> 'object' AND EXISTS (SELECT 1 FROM json_each(metadata, {path}) WHERE ", ")"),  # noqa: S608
+        elements=f"json_each(iif({kind} = 'object', NULL, metadata), {path})",
     )
 
 
@@ -82,31 +104,32 @@ class _Writer:
             parts.append(_joined("OR", map(self._condition, wanted.should)))
         if wanted.min_should:
             held = " + ".join(f"(({self._condition(each)}) IS TRUE)" for each in wanted.min_should.conditions)
-            parts.append(f"{held} >= {self._bound(wanted.min_should.min_count)}")
+            parts.append(f"{held} >= {self.bound(wanted.min_should.min_count)}")
         return _joined("AND", parts) or "1"
 
     def _condition(self, condition: Condition) -> str:
         if condition.has_id is not None:
             return f"id IN ({self._list(condition.has_id)})"
         if condition.is_null is not None:
-            return self._field(condition.is_null.key).null
+            return self.field(condition.is_null.key).null
         if condition.is_empty is not None:
-            return self._field(condition.is_empty.key).empty
+            return self.field(condition.is_empty.key).empty
         if condition.key is not None:
-            return self._of_key(condition, self._field(condition.key))
+            return self._of_key(condition, self.field(condition.key))
         return self.all_of(condition)
 
     def _of_key(self, condition: Condition, field: _Field) -> str:
         if condition.match is not None:
-            return self._matching(condition.match, field).join(field.around)
+            return field.any(self._matching(condition.match, field))
         if condition.range is not None:
-            return self._within(condition.range, field).join(field.around)
+            return field.any(self._within(condition.range, field))
         return field.there if condition.exists else _not(field.there)
 
-    def _field(self, key: str) -> _Field:
+    def field(self, key: str) -> _Field:
+        """Return what is asked of a field."""
         if key in COLUMNS:
             return _column(key)
-        return _place(self._bound("$" + "".join(f'."{name}"' for name in names(key))))
+        return _place(self.bound("$" + "".join(f'."{name}"' for name in names(key))))
 
     def _matching(self, match: Match, field: _Field) -> str:
         if match.except_ is not None:
@@ -133,13 +156,14 @@ class _Writer:
 
     def _moment(self, bound: float | datetime) -> str:
         if isinstance(bound, datetime):
-            return f"julianday({self._bound(bound.replace(tzinfo=None).isoformat(' ', 'microseconds'))})"
-        return self._bound(bound)
+            return f"julianday({self.bound(bound.replace(tzinfo=None).isoformat(' ', 'microseconds'))})"
+        return self.bound(bound)
 
     def _list(self, values: Iterable[Any]) -> str:
-        return ", ".join(map(self._bound, values))
+        return ", ".join(map(self.bound, values))
 
-    def _bound(self, value: Any) -> str:
+    def bound(self, value: Any) -> str:
+        """Bind a value, and return its parameter."""
         self.parameters.append(value)
         return f"?{len(self.parameters)}"
 

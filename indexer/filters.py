@@ -59,7 +59,8 @@ def names(key: str) -> list[str]:
     return [quoted or bare for quoted, bare in _NAME.findall(key.removeprefix("metadata"))]
 
 
-def _known(key: str) -> str:
+def known_key(key: str) -> str:
+    """Let through what can be filtered by."""
     if key not in COLUMNS and not _PLACE.fullmatch(key):
         raise ValueError(
             f"no field is called so: there are {', '.join(COLUMNS)} and, of metadata, metadata.NAME or "
@@ -101,7 +102,7 @@ def _listed(value: Any) -> Any:
     return [] if value is None else [value] if isinstance(value, dict | BaseModel) else value
 
 
-Key = Annotated[str, Field(max_length=500, examples=["label", "metadata.year"]), AfterValidator(_known)]
+Key = Annotated[str, Field(max_length=500, examples=["label", "metadata.year"]), AfterValidator(known_key)]
 Scalar = Annotated[
     str | int | float | bool,
     PlainValidator(_scalar),

@@ -1,7 +1,8 @@
-"""held_out(): queries that an index is tuned with, of each kind: as people ask, and not what is indexed."""
+"""Held-out queries, to measure a snapshot with: as people ask, and not what is indexed."""
 
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,11 +43,17 @@ _TEMPLATES = (
 Item = TypeVar("Item")
 
 
+@dataclass(frozen=True)
+class SourcedQueries(Queries):
+    """Queries of which it is known what they were made from: the id of a picture, or a label or a caption, of each."""
+
+    sources: tuple[str, ...]
+
+
 def held_out(catalog: Catalog, thumbnails: NDArray[np.uint8], encoder: Encoder) -> dict[QueryKind, Queries]:
     """Make up to 256 queries of each kind.
 
-    Queries of pictures are the thumbnails of pictures spread over the catalogue, cropped, and mirrored half the time.
-    Those of texts are captions, or else labels put into sentences, or else phrases that come with kindred. The same
+    Queries of texts are captions, or else labels put into sentences, or else phrases that come with kindred. The same
     catalogue and encoder give the same queries.
 
     Args:
@@ -54,16 +61,36 @@ def held_out(catalog: Catalog, thumbnails: NDArray[np.uint8], encoder: Encoder) 
         thumbnails: the bytes of its thumbnails, one JPEG after the other.
         encoder: that made its embeddings.
     """
-    records = catalog.rows(_spread(range(len(catalog)), _MOST))
+    return {QueryKind.IMAGE: crops(catalog, thumbnails, encoder), QueryKind.TEXT: _texts(catalog, encoder)}
+
+
+def crops(catalog: Catalog, thumbnails: NDArray[np.uint8], encoder: Encoder) -> SourcedQueries:
+    """Make up to 256 queries of pictures: thumbnails over the whole catalogue, cropped, and mirrored half the time."""
+    records = catalog.rows(spread(range(len(catalog)), _MOST))
     pictures = _augmented(records, thumbnails)
-    texts, origin = _texts(catalog)
-    return {
-        QueryKind.IMAGE: Queries(
-            "crops of pictures",
-            _encoded(lambda images: encoder.encode_images([encoder.preprocess(image) for image in images]), pictures),
-        ),
-        QueryKind.TEXT: Queries(origin, _encoded(encoder.encode_texts, texts)),
-    }
+    vectors = _encoded(lambda images: encoder.encode_images([encoder.preprocess(image) for image in images]), pictures)
+    return SourcedQueries("crops of pictures", vectors, tuple(record.id for record in records))
+
+
+def label_sentences(catalog: Catalog, encoder: Encoder) -> SourcedQueries:
+    """Make up to 256 queries of labels put into sentences."""
+    return _sourced("labels", _labelled(catalog), encoder)
+
+
+def captions(catalog: Catalog, encoder: Encoder) -> SourcedQueries:
+    """Make up to 256 queries of captions."""
+    return _sourced("captions", _captions(catalog), encoder)
+
+
+def spread(items: Sequence[Item], most: int) -> list[Item]:
+    """Return at most so many items, spread evenly."""
+    places = np.linspace(0, len(items) - 1, min(len(items), most)).round().astype(np.int64)
+    return [items[place] for place in places.tolist()]
+
+
+def encode_texts(encoder: Encoder, texts: Sequence[str]) -> Embeddings:
+    """Encode texts in batches, shape (n, dim)."""
+    return _encoded(encoder.encode_texts, texts) if texts else np.empty((0, encoder.spec.dim), np.float32)
 
 
 def _augmented(records: Iterable[ImageRecord], thumbnails: NDArray[np.uint8]) -> Iterator[Image.Image]:
@@ -79,28 +106,29 @@ def _augmented(records: Iterable[ImageRecord], thumbnails: NDArray[np.uint8]) ->
             yield ImageOps.mirror(crop) if random.integers(2) else crop
 
 
-def _texts(catalog: Catalog) -> tuple[Sequence[str], str]:
-    """Return distinct texts and what they were made from: the first source that has enough of them."""
+def _texts(catalog: Catalog, encoder: Encoder) -> Queries:
+    """Return queries of texts from the first source that has enough of them."""
     for origin, texts in (("captions", _captions(catalog)), ("labels", _labelled(catalog))):
         if len(texts) >= _FEWEST_TEXTS:
-            return _spread(texts, _MOST), origin
-    return _spread(_PHRASES.read_text().splitlines(), _MOST), "bundled phrases"
+            return _sourced(origin, texts, encoder)
+    return Queries("bundled phrases", encode_texts(encoder, spread(_PHRASES.read_text().splitlines(), _MOST)))
 
 
-def _captions(catalog: Catalog) -> list[str]:
-    records = catalog.rows(_spread(range(len(catalog)), _CAPTIONED))
-    return list(dict.fromkeys(record.caption for record in records if record.caption))
+def _sourced(origin: str, texts: Mapping[str, str], encoder: Encoder) -> SourcedQueries:
+    """Return queries of some texts, given with what each was made from."""
+    chosen = spread(list(texts), _MOST)
+    return SourcedQueries(origin, encode_texts(encoder, chosen), tuple(texts[text] for text in chosen))
 
 
-def _labelled(catalog: Catalog) -> list[str]:
-    labels = [label.replace("_", " ") for label in _spread(list(catalog.label_counts()), _MOST)]
-    return list(dict.fromkeys(template.format(label) for label in labels for template in _TEMPLATES))
+def _captions(catalog: Catalog) -> dict[str, str]:
+    records = catalog.rows(spread(range(len(catalog)), _CAPTIONED))
+    return {record.caption: record.caption for record in records if record.caption}
 
 
-def _spread(items: Sequence[Item], most: int) -> list[Item]:
-    """Return at most so many items, spread evenly."""
-    places = np.linspace(0, len(items) - 1, min(len(items), most)).round().astype(np.int64)
-    return [items[place] for place in places.tolist()]
+def _labelled(catalog: Catalog) -> dict[str, str]:
+    labels = spread(list(catalog.label_counts()), _MOST)
+    # Of labels that read alike, the last is the source, wherever the first stands.
+    return {template.format(label.replace("_", " ")): label for label in labels for template in _TEMPLATES}
 
 
 def _encoded(encode: Callable[[list[Any]], Embeddings], items: Iterable[Any]) -> Embeddings:

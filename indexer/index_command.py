@@ -18,6 +18,7 @@ from indexer.build_command import (
 )
 from indexer.recall import KindTuning, QueryKind, Tuning
 from indexer.reindex import reindex as make_another_index
+from indexer.relevance import Relevance
 from indexer.settings import Settings
 from indexer.snapshot_tuning import told
 from indexer.store import SnapshotStore
@@ -54,10 +55,11 @@ def reindex(
 def info(
     snapshots: Snapshots = None,
     plot: Annotated[
-        Path | None, typer.Option(help="File (.svg or .png) for the current index's recall against time.")
+        Path | None,
+        typer.Option(help="File (.svg or .png) for what was measured of the current one: recall, relevance, labels."),
     ] = None,
 ) -> None:
-    """List the snapshots, newest first; * marks the current one, and below it is how its index is searched."""
+    """List the snapshots, newest first; * marks the current one, and below it is what was measured of it."""
     store = SnapshotStore(snapshots or Settings().snapshots)
     current = store.current()
     for snapshot_id in store.ids():
@@ -68,6 +70,7 @@ def info(
         typer.echo(f"{mark} {snapshot_id}  {facts}")
         if snapshot_id == current:
             _tell(manifest.tuning)
+            _tell_learnt(manifest.relevance)
     if plot is not None:
         _plot(store, plot)
 
@@ -78,6 +81,23 @@ def _tell(tuning: Tuning | None) -> None:
         return
     for kind in QueryKind:
         typer.echo(f"    by {kind:<5}  {_chosen(tuning.of(kind), tuning)}")
+
+
+def _tell_learnt(relevance: Relevance | None) -> None:
+    """Say how far relevances and confidences are off, where there are any."""
+    if relevance is None:
+        return
+    known = {kind: calibration for kind in QueryKind if (calibration := relevance.of(kind))}
+    told_of = (
+        f"{kind} ({found.origin}, {found.queries:,} queries): calibration error {found.expected_calibration_error:.3f}"
+        for kind, found in known.items()
+    )
+    typer.echo(f"    relevance: {'; '.join(told_of) or 'nothing to learn from'}")
+    if votes := relevance.votes:
+        typer.echo(
+            f"    classification: accuracy {votes.accuracy:.3f}; at 90 % coverage {votes.accuracy_at(0.9):.3f} "
+            f"({votes.pictures:,} pictures); calibration error {votes.expected_calibration_error:.3f}"
+        )
 
 
 def _chosen(found: KindTuning, tuning: Tuning) -> str:
@@ -95,10 +115,12 @@ def _plot(store: SnapshotStore, file: Path) -> None:
     if file.suffix not in {".svg", ".png"}:
         raise typer.BadParameter(f"{file} is to end in .svg or .png.", param_hint="--plot")
     manifest = store.manifest(store.published())
-    if manifest.tuning is None:
-        raise typer.BadParameter(
-            f"The current index, {manifest.factory}, has not been tuned: there is nothing to draw.", param_hint="--plot"
-        )
-    from indexer.evaluate.plots import draw_tuning  # noqa: PLC0415 - loads matplotlib
+    from indexer.evaluate.plots import draw_measured  # noqa: PLC0415 - loads matplotlib
 
-    draw_tuning(manifest.tuning, f"{manifest.factory}, {manifest.count:,} pictures", file)
+    title = f"{manifest.factory}, {manifest.count:,} pictures"
+    if not draw_measured(manifest.tuning, manifest.relevance, title, file):
+        raise typer.BadParameter(
+            f"The current index, {manifest.factory}, has not been tuned, and nothing was learnt of its pictures: "
+            "there is nothing to draw.",
+            param_hint="--plot",
+        )

@@ -22,9 +22,11 @@ import onnxruntime
 import onnxscript
 from numpy.typing import NDArray
 from onnxruntime.quantization import QuantType, quantize_dynamic
+from PIL.Image import Image
 
-from indexer.encoder import Embeddings, Encoder, Pixels
+from indexer.encoder import Embeddings, Encoder, Patches, Pixels
 from indexer.errors import EncoderError
+from indexer.images import RGB
 from indexer.open_clip_encoder import OpenClipEncoder
 from indexer.torch_runtime import torch
 
@@ -95,6 +97,14 @@ class OnnxEncoder:
         """Encode n texts into shape (n, dim)."""
         batches = [self._text.run(self._original.tokens(batch).numpy()) for batch in _batches(texts)]
         return np.concatenate(batches) if batches else np.empty((0, self.spec.dim), np.float32)
+
+    def patches(self, picture: Image | RGB) -> Patches | None:
+        """Return what each patch of an upright RGB picture shows; the original tower tells, the exported does not."""
+        return self._original.patches(picture)
+
+    def segments(self, text: str) -> list[str]:
+        """Return a text in pieces that the text tower reads whole."""
+        return self._original.segments(text)
 
     def count_tokens(self, texts: Sequence[str]) -> int:
         """Count the tokens that are not padding."""

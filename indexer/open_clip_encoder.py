@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,10 +10,13 @@ from threading import Lock
 from typing import Any, Self, TypeVar
 
 import numpy as np
+from PIL.Image import Image
 
-from indexer.encoder import DEMO, DEMO_FOLDER, Embeddings, EncoderName, EncoderSpec, Pixels, Precision
+from indexer.encoder import DEMO, DEMO_FOLDER, Embeddings, EncoderName, EncoderSpec, Patches, Pixels, Precision
 from indexer.errors import EncoderError
+from indexer.images import RGB
 from indexer.preprocessing import Preprocessing
+from indexer.segments import segments
 from indexer.torch_runtime import devices, open_clip, torch
 
 T = TypeVar("T")
@@ -82,6 +86,7 @@ class OpenClipEncoder:
         self.device = torch.device(device)
         self.model = model.to(device).eval()
         self._tokenizer = tokenizer
+        self._padding = self._beyond_context("")
         self._dtype = _DTYPES[precision]
         self._batch_size = _BATCH_SIZES.get(self.device.type, 16)
         self._mean = torch.tensor(self.preprocess.mean, device=device).view(3, 1, 1)
@@ -121,6 +126,41 @@ class OpenClipEncoder:
         """Return what the text tower reads, int64 of shape (n, context length), with zeros after the end mark."""
         tokens: torch.Tensor = self._tokenizer(list(texts))
         return tokens
+
+    def patches(self, picture: Image | RGB) -> Patches | None:
+        """Return what each patch of an upright RGB picture shows; None for other towers than open_clip's own ViT.
+
+        What becomes of the class token, the last norm and the projection, is done to the last layer's patch tokens.
+        """
+        visual = self.model.visual
+        if not isinstance(visual, open_clip.transformer.VisionTransformer) or visual.attn_pool is not None:
+            return None
+        pixels = self.preprocess(picture)
+        with self._lock, torch.inference_mode():
+            found = visual.forward_intermediates(
+                self._normalised([pixels]), indices=1, normalize_intermediates=True, intermediates_only=True
+            )
+            tokens = found["image_intermediates"][0][0].permute(1, 2, 0) @ visual.proj
+            vectors = torch.nn.functional.normalize(tokens.float(), dim=-1).cpu().numpy()
+        left, top, right, bottom = self.preprocess.covers(*np.asarray(picture).shape[:2])
+        # Pixels beyond the last whole patch, on the right and at the bottom, belong to none.
+        (rows, columns), (height, width) = visual.grid_size, visual.patch_size
+        right = left + (right - left) * columns * width / pixels.shape[2]
+        bottom = top + (bottom - top) * rows * height / pixels.shape[1]
+        return Patches(vectors, (left, top, right, bottom))
+
+    def segments(self, text: str) -> list[str]:
+        """Return a text in pieces that the text tower reads whole."""
+        return segments(text, lambda piece: self._beyond_context(piece) == self._padding)
+
+    def _beyond_context(self, text: str) -> Counter[int]:
+        """Return the tokens that a context of twice the length holds of a text in addition, the order left out.
+
+        That is nothing but padding for a text that fits, whatever a tokenizer pads with, and wherever.
+        """
+        length = self._tokenizer.context_length
+        whole, read = (self._tokenizer([text], context_length=many)[0].tolist() for many in (2 * length, length))
+        return Counter(whole) - Counter(read)
 
     def _encode(self, inputs: Sequence[T], tower: Callable[[Sequence[T]], torch.Tensor]) -> Embeddings:
         if not inputs:

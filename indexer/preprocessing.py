@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from indexer.encoder import Pixels
+from indexer.encoder import Box, Pixels
 from indexer.errors import EncoderError, ImageError, Reason
 from indexer.images import RGB, THUMBNAIL_SIDE
 
@@ -91,6 +91,19 @@ class Preprocessing:
         resized = _resized(rgb, *self._sides(*rgb.shape[:2]), self.interpolation)
         return _framed(resized, self.size, self.fill_color if self.resize_mode == "longest" else 0)
 
+    def covers(self, height: int, width: int) -> Box:
+        """Return what part of a picture of so many pixels comes out; beyond 0 and 1 where it is filled up."""
+        left, top, right, bottom = _central(width, height) if self.resize_mode == "shortest" else (0, 0, width, height)
+        sides = self._sides(bottom - top, right - left)
+        (above, below), (before, after) = (_span(have, want) for have, want in zip(sides, self.size, strict=True))
+        across, down = (right - left) / width, (bottom - top) / height
+        return (
+            left / width + before * across,
+            top / height + above * down,
+            left / width + after * across,
+            top / height + below * down,
+        )
+
     def _sides(self, height: int, width: int) -> tuple[int, int]:
         """Return the height and width that a picture is resized to, rounded as open_clip and torchvision round."""
         if self.resize_mode == "squash":
@@ -156,15 +169,28 @@ def _resized(rgb: RGB, height: int, width: int, interpolation: Interpolation) ->
     return pixels[0]
 
 
+def _cut(have: int, want: int) -> tuple[int, int]:
+    """Return how many pixels of a side are cut off before the part that is kept, and how many are filled in before it.
+
+    Halves are rounded to even numbers in the first, and down in the second: torchvision's ways.
+    """
+    off = max(0, round((have - want) / 2))
+    return off, (want - min(have - off, want)) // 2
+
+
+def _span(have: int, want: int) -> tuple[float, float]:
+    """Return where a side of `have` pixels that is cut or filled up to `want` begins and ends, as shares of it."""
+    off, filled = _cut(have, want)
+    return (off - filled) / have, (off - filled + want) / have
+
+
 def _framed(resized: torch.Tensor, size: tuple[int, int], fill: int) -> Pixels:
     """Cut the centre out, or fill what is missing around it, as torchvision's centre crop does."""
     (height, width), (have_height, have_width) = size, resized.shape[1:]
-    # Halves are rounded to even numbers here, and down in the filling: torchvision's ways.
-    top, left = max(0, round((have_height - height) / 2)), max(0, round((have_width - width) / 2))
+    (top, above), (left, before) = _cut(have_height, height), _cut(have_width, width)
     part = resized[:, top : top + height, left : left + width].numpy()
     if part.shape[1:] == size:
         return np.ascontiguousarray(part)
     frame = np.full((3, height, width), fill, np.uint8)
-    top, left = (height - part.shape[1]) // 2, (width - part.shape[2]) // 2
-    frame[:, top : top + part.shape[1], left : left + part.shape[2]] = part
+    frame[:, above : above + part.shape[1], before : before + part.shape[2]] = part
     return frame

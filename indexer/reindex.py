@@ -30,7 +30,7 @@ def reindex(
     memory_limit: int | None = None,
     gpu_memory: int = 0,
 ) -> Manifest:
-    """Publish a snapshot that has the current one's pictures, and an index and a tuning of its own.
+    """Publish a snapshot that has the current one's pictures and what was learnt of them, and an index of its own.
 
     Its other files are the current one's: links where the disk has them, so that they take no room.
 

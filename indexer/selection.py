@@ -30,3 +30,9 @@ class Selection:
     def rows(self) -> NDArray[np.int64]:
         """Return the rows in ascending order, shape (count,)."""
         return np.flatnonzero(np.unpackbits(self.bits, bitorder="little"))
+
+    def after(self, row: int, limit: int) -> list[int]:
+        """Return the first rows of the set that are above `row`, ascending, `limit` at most."""
+        rows = self.rows()
+        found: list[int] = rows[rows > row][:limit].tolist()
+        return found

@@ -1,6 +1,6 @@
 """Snapshot: one immutable state of an index, with everything needed to answer from it.
 
-A folder of five files and a manifest. Row i of the embeddings, vector i of the index and row i of the catalogue are one
+A folder of six files and a manifest. Row i of the embeddings, vector i of the index and row i of the catalogue are one
 picture. The manifest is written last and holds the SHA-256 of every other file, so its existence means that the
 snapshot is complete, and opening it proves that nothing has changed since.
 """
@@ -24,6 +24,7 @@ from indexer.errors import CorruptSnapshot, ImageError, Reason
 from indexer.images import DecodePolicy, content_hash
 from indexer.index import DEFAULT, DEPTH, Index, Rows, SearchParameters, VectorIndex, nearest
 from indexer.recall import QueryKind, Tuning
+from indexer.relevance import Relevance
 from indexer.selection import Selection
 from indexer.sources.fetch import FetchPolicy
 from indexer.sources.opening import open_sources
@@ -34,6 +35,7 @@ INDEX = "index.faiss"
 CATALOG = "catalog.sqlite"
 THUMBNAILS = "thumbnails.bin"
 SKIPPED = "skipped.parquet"
+TEXT_MAP = "text_map.npy"
 
 NEAR_DUPLICATES = 0.95
 """Cosine similarity from which pictures that look the same are grouped: `near_duplicates.py` says how it was chosen."""
@@ -42,8 +44,8 @@ TARGET_RECALL = 0.98
 """Recall@10 that an approximate index is tuned to, for each kind of query."""
 
 # Scores are compared, and given out, to this many decimals: what is beyond differs with the order of additions.
-_SCORE_DECIMALS = 6
-_FILES = frozenset({EMBEDDINGS, INDEX, CATALOG, THUMBNAILS, SKIPPED})
+SCORE_DECIMALS = 6
+_FILES = frozenset({EMBEDDINGS, INDEX, CATALOG, THUMBNAILS, SKIPPED, TEXT_MAP})
 # Comparing with so many pictures takes about as long as searching an index for what few of its vectors are. Measured on
 # a random selection of 1,000,000 x 512, IVF1024,PQ256x4fs with Refine, widened: 6 ms against 9 at 10,000, 14 against 12
 # at 20,000, 25 against 12 at 50,000; 1.7 ms in batches of 32 at 20,000. Comparing misses nothing.
@@ -90,11 +92,12 @@ class Manifest(BaseModel):
         created_at: when its build began.
         factory: FAISS's string of the index; of Flat, which is exact, there is nothing to tune.
         tuning: how an approximate index is searched; None: with FAISS's own settings.
+        relevance: what scores and votes were learnt to mean; None where nothing has been learnt.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     id: str
     created_at: datetime
     options: BuildOptions
@@ -102,6 +105,7 @@ class Manifest(BaseModel):
     limits: DecodePolicy
     factory: str
     tuning: Tuning | None = None
+    relevance: Relevance | None = None
     count: int
     skipped: dict[Reason, int]
     files: dict[str, FileFacts]
@@ -126,7 +130,11 @@ class _Among:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """An open snapshot. Reads may run in several threads; its files close with the last reference to it."""
+    """An open snapshot. Reads may run in several threads; its files close with the last reference to it.
+
+    Attributes:
+        text_map: as `text_map.fit_text_map` returns it, shape (dim, dim); None where there were too few captions.
+    """
 
     folder: Path
     manifest: Manifest
@@ -134,6 +142,7 @@ class Snapshot:
     index: Index
     catalog: Catalog
     thumbnails: NDArray[np.uint8]
+    text_map: Embeddings | None
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -147,8 +156,9 @@ class Snapshot:
         try:
             embeddings = npy.open_memmap(folder / EMBEDDINGS, mode="r")
             thumbnails = np.memmap(folder / THUMBNAILS, np.uint8, "r")
+            text_map = npy.open_memmap(folder / TEXT_MAP, mode="r")
         except ValueError as error:
-            raise CorruptSnapshot(f"{folder} holds no embeddings or no thumbnails: {error}") from error
+            raise CorruptSnapshot(f"{folder} holds no embeddings, no thumbnails or no text map: {error}") from error
         snapshot = cls(
             folder,
             manifest,
@@ -156,6 +166,7 @@ class Snapshot:
             VectorIndex.open(folder / INDEX),
             Catalog.open(folder / CATALOG),
             thumbnails,
+            text_map if text_map.size else None,
         )
         snapshot._check()
         return snapshot
@@ -262,7 +273,7 @@ class Snapshot:
         for own, vector in zip(rows, vectors, strict=True):
             # Scores come from the embeddings, so that they are true cosines whatever the index stores.
             # In double precision, since in single equal rows may differ in the last decimal, and not be ties.
-            scores = np.round(self.embeddings[own].astype(np.float64) @ vector.astype(np.float64), _SCORE_DECIMALS)
+            scores = np.round(self.embeddings[own].astype(np.float64) @ vector.astype(np.float64), SCORE_DECIMALS)
             hits = [Hit(image, score) for image, score in zip(islice(images, len(own)), scores.tolist(), strict=True)]
             ranked.append(sorted(hits, key=lambda hit: (-hit.score, hit.image.id)))
         return ranked
@@ -280,6 +291,10 @@ class Snapshot:
         if self.embeddings.shape != (count, dim) or self.embeddings.dtype != np.float32:
             found = f"{self.embeddings.shape} of {self.embeddings.dtype}"
             raise CorruptSnapshot(f"{self.folder}: the embeddings are {found}, not ({count}, {dim}) of float32.")
+        text_map = self.text_map
+        if text_map is not None and (text_map.shape != (dim, dim) or text_map.dtype != np.float32):
+            found = f"{text_map.shape} of {text_map.dtype}"
+            raise CorruptSnapshot(f"{self.folder}: the text map is {found}, not ({dim}, {dim}) of float32.")
         if (len(self.index), self.index.dim) != (count, dim):
             found = f"{len(self.index)} x {self.index.dim}"
             raise CorruptSnapshot(f"{self.folder}: the index is {found}, not {count} x {dim}.")
@@ -299,7 +314,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise CorruptSnapshot(f"{folder} has no readable manifest: {error.strerror}.") from error
     except ValidationError as error:
         raise CorruptSnapshot(
-            f"{folder / MANIFEST} is not a manifest of format 2; a snapshot of an earlier kindred is to be built anew: "
+            f"{folder / MANIFEST} is not a manifest of format 3; a snapshot of an earlier kindred is to be built anew: "
             f"{error}"
         ) from error
 

@@ -19,6 +19,7 @@ from indexer.images import DecodePolicy
 from indexer.index_building import write_index
 from indexer.near_duplicates import group_near_duplicates
 from indexer.recall import Tuning
+from indexer.relevance_learning import Lessons
 from indexer.skipped import KnownSkip, SkippedWriter
 from indexer.snapshot import (
     CATALOG,
@@ -26,8 +27,10 @@ from indexer.snapshot import (
     INDEX,
     MANIFEST,
     SKIPPED,
+    TEXT_MAP,
     THUMBNAILS,
     BuildOptions,
+    FileFacts,
     Manifest,
     file_facts,
 )
@@ -102,8 +105,9 @@ class SnapshotWriter:
         factory: str,
         memory_limit: int | None = None,
         tune: Callable[[Path], Tuning | None] = lambda _: None,
+        learn: Callable[[Path, dict[str, FileFacts]], Lessons | None] = lambda *_: None,
     ) -> Manifest:
-        """Group near-duplicates, build the index, tune it, close the files and write the manifest.
+        """Group near-duplicates, build the index, tune it, learn, close the files and write the manifest.
 
         Args:
             snapshot_id: its name.
@@ -113,7 +117,8 @@ class SnapshotWriter:
             limits: by which pictures were read and decoded.
             factory: of the index, as `resolve_factory` returns it.
             memory_limit: bytes that building the index may take; None for any.
-            tune: from the folder, with all its files but the manifest, to how the index is searched.
+            tune: from the folder, with all its files but the manifest and the text map, to how the index is searched.
+            learn: from the same, and what is known of those files, to what is learnt; None where nothing is.
         """
         self._embeddings.seek(0)
         self._write_header()
@@ -125,6 +130,11 @@ class SnapshotWriter:
         self._catalog.finish()
         self.close()
         write_index(embeddings, factory, self._folder / INDEX, memory_limit)
+        tuning = tune(self._folder)
+        files = {path.name: file_facts(path) for path in self._folder.iterdir()}
+        lessons = learn(self._folder, files) or Lessons.none(self._dim)
+        np.save(self._folder / TEXT_MAP, lessons.text_map)
+        files[TEXT_MAP] = file_facts(self._folder / TEXT_MAP)
         manifest = Manifest(
             id=snapshot_id,
             created_at=created_at,
@@ -132,10 +142,11 @@ class SnapshotWriter:
             encoder=encoder,
             limits=limits,
             factory=factory,
-            tuning=tune(self._folder),
+            tuning=tuning,
+            relevance=lessons.relevance,
             count=self._rows,
             skipped=dict(self._skipped),
-            files={path.name: file_facts(path) for path in sorted(self._folder.iterdir())},
+            files=dict(sorted(files.items())),
         )
         write_manifest(self._folder, manifest)
         return manifest

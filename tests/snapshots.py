@@ -15,6 +15,7 @@ from indexer.errors import Reason
 from indexer.filters import LABELLED, Filter
 from indexer.images import DecodePolicy, thumbnail
 from indexer.recall import QueryKind, Tuning
+from indexer.relevance_learning import Lessons
 from indexer.shards import SkippedPicture
 from indexer.skipped import KnownSkip
 from indexer.snapshot import BuildOptions, Hit, Snapshot
@@ -46,6 +47,7 @@ def write_snapshot(
     skipped: Sequence[str] = (),
     factory: str = "Flat",
     tuning: Tuning | None = None,
+    lessons: Lessons | None = None,
     image: str = "a" * 64,
     snapshot_id: str | None = None,
     publish: bool = True,
@@ -61,6 +63,7 @@ def write_snapshot(
         skipped: paths of empty files.
         factory: of the index.
         tuning: how it is searched.
+        lessons: what was learnt of it; nothing where left out.
         image: hash of the image half of the encoder.
         snapshot_id: the time where left out.
         publish: whether to make the snapshot current.
@@ -80,7 +83,8 @@ def write_snapshot(
             encoder = EncoderName(model="local-dir:/nowhere")
             spec = EncoderSpec(name=encoder, dim=vectors.shape[1], image=image, text="b" * 64)
             options = BuildOptions(sources=(str(source),), near_duplicates=None)
-            writer.finish(snapshot_id, datetime.now(UTC), options, spec, LIMITS, factory, tune=lambda _: tuning)
+            facts = (snapshot_id, datetime.now(UTC), options, spec, LIMITS, factory)
+            writer.finish(*facts, tune=lambda _: tuning, learn=lambda *_: lessons)
         store.commit(folder)
         if publish:
             store.publish(snapshot_id)

@@ -11,8 +11,9 @@ import io
 import re
 import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
 from indexer.recall import CurvePoint, Tuning
+from indexer.relevance import Calibration, Confidence, Relevance
 
 # Stands for the colour of the text around, which SVG calls currentColor and matplotlib has no word for.
 _INK = "#010203"
@@ -126,28 +128,68 @@ def matrix(labels: Sequence[str], counts: Sequence[Sequence[int]], title: str, x
         return _svg(figure, title, f"{title}: {ylabel} in rows, {xlabel} in columns; {len(labels)} classes.")
 
 
-def draw_tuning(tuning: Tuning, title: str, file: Path) -> None:
-    """Draw recall against milliseconds of a search into an SVG or PNG file: a line and the chosen point for each kind.
+def draw_measured(tuning: Tuning | None, relevance: Relevance | None, title: str, file: Path) -> bool:
+    """Draw what was measured of a snapshot into an SVG or PNG file, and tell whether there was anything to draw.
 
-    Settings are left out that another one beats in both.
+    Side by side: recall against milliseconds of a search, with the chosen points (settings are left out that another
+    one beats in both); how often hits of a relevance are right; how often labels are, the fewer are given.
     """
+    calibrations = _named(relevance) if relevance else {}
+    votes = relevance.votes if relevance else None
+    panels: list[Callable[[Axes], None]] = []
+    if tuning:
+        panels.append(partial(_recall, tuning))
+    if calibrations:
+        panels.append(partial(_reliability, calibrations))
+    if votes:
+        panels.append(partial(_coverage, votes))
+    if not panels:
+        return False
     with _LOCK, mpl.rc_context({**_SETTINGS, "svg.hashsalt": title}):
-        figure = Figure(figsize=(6.4, 3.8), layout="constrained")
-        axes = figure.add_subplot(title=_short(title, 60), xlabel="milliseconds of a search", ylabel="recall@10")
-        for kind, colour, marker in zip((tuning.text, tuning.image), _COLOURS, _MARKERS, strict=False):
-            name = "by text" if kind is tuning.text else "by picture"
-            best = _unbeaten(kind.curve)
-            axes.plot([x for x, _ in best], [y for _, y in best], color=colour, marker=marker, markersize=4, label=name)
-            chosen = kind.chosen
-            axes.plot(chosen.milliseconds, chosen.recall, marker, color=colour, markersize=12, fillstyle="none")
-        axes.axhline(tuning.target_recall, color=_INK, linestyle=":", label=f"target {tuning.target_recall:g}")
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter("{x:g}")  # powers of ten would be formulas
-        axes.minorticks_off()
-        axes.grid(color=_INK, alpha=0.15)
-        axes.legend(frameon=False)
+        figure = Figure(figsize=(6.4 * len(panels), 3.8), layout="constrained")
+        figure.suptitle(_short(title, 60))
+        for axes, draw in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            draw(axes)
+            axes.grid(color=_INK, alpha=0.15)
+            axes.legend(frameon=False)
         figure.savefig(file, dpi=150, metadata={"Date": None} if file.suffix == ".svg" else None)
+    return True
+
+
+def _named(relevance: Relevance) -> dict[str, Calibration]:
+    named = {"by text": relevance.text, "by picture": relevance.image}
+    return {name: calibration for name, calibration in named.items() if calibration}
+
+
+def _recall(measured: Tuning, axes: Axes) -> None:
+    axes.set(xlabel="milliseconds of a search", ylabel="recall@10")
+    for kind, colour, marker in zip((measured.text, measured.image), _COLOURS, _MARKERS, strict=False):
+        name = "by text" if kind is measured.text else "by picture"
+        best = _unbeaten(kind.curve)
+        axes.plot([x for x, _ in best], [y for _, y in best], color=colour, marker=marker, markersize=4, label=name)
+        chosen = kind.chosen
+        axes.plot(chosen.milliseconds, chosen.recall, marker, color=colour, markersize=12, fillstyle="none")
+    axes.axhline(measured.target_recall, color=_INK, linestyle=":", label=f"target {measured.target_recall:g}")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")  # powers of ten would be formulas
+    axes.minorticks_off()
+
+
+def _reliability(measured: Mapping[str, Calibration], axes: Axes) -> None:
+    axes.set(xlabel="relevance of a hit", ylabel="part of such hits that is right", xlim=(0, 1), ylim=(0, 1.02))
+    axes.axline((0, 0), slope=1, color=_INK, linestyle=":", label="as predicted")
+    for (name, found), colour, marker in zip(measured.items(), _COLOURS, _MARKERS, strict=False):
+        predicted, observed = zip(*((bin_.predicted, bin_.observed) for bin_ in found.reliability), strict=True)
+        label = f"{name}, error {found.expected_calibration_error:.3f}"
+        axes.plot(predicted, observed, color=colour, marker=marker, markersize=4, label=label)
+
+
+def _coverage(measured: Confidence, axes: Axes) -> None:
+    axes.set(xlabel="part of pictures that get a label", ylabel="part of labels that is right", xlim=(0, 1))
+    coverage, accuracy = zip(*((point.coverage, point.accuracy) for point in measured.coverage), strict=True)
+    axes.plot(coverage, accuracy, color=_COLOURS[0], marker=_MARKERS[0], markersize=4, label="the most certain first")
+    axes.axhline(measured.accuracy, color=_INK, linestyle=":", label=f"accuracy {measured.accuracy:.3f}")
 
 
 def _unbeaten(curve: Sequence[CurvePoint]) -> list[tuple[float, float]]:

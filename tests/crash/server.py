@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import scipy.optimize  # noqa: F401 - for the forks as well
 from PIL import Image
 
 # Everything that a build imports, so that its forks need not.
@@ -164,6 +165,9 @@ def _run_command() -> None:
         main()
     except SystemExit as end:
         code = end.code
+        if isinstance(code, str):  # Python would print that too
+            sys.stderr.write(f"{code}\n")
+            code = 1
     except BaseException:  # noqa: BLE001 - Python would print it and exit with 1
         traceback.print_exc()
     sys.stdout.flush()

@@ -70,6 +70,12 @@ def test_it_is_the_same_encoder_but_for_what_runs_it(encoder: Encoder, exported:
     assert onnx.logit_scale == encoder.logit_scale
     assert onnx.preprocess is encoder.preprocess
     assert onnx.count_tokens(TEXTS) == encoder.count_tokens(TEXTS)
+    assert onnx.segments("a red star, " * 20) == encoder.segments("a red star, " * 20)
+    square = np.zeros((40, 40, 3), np.uint8)
+    ours, theirs = onnx.patches(square), encoder.patches(square)
+    assert ours is not None
+    assert theirs is not None
+    np.testing.assert_array_equal(ours.vectors, theirs.vectors)
 
 
 def forget_8_bits(cache: Path) -> None:

@@ -18,6 +18,8 @@ from indexer.encoder import Encoder, EncoderName, load_encoder
 from indexer.errors import BuildError, BuildRunning, EncoderMismatch
 from indexer.recall import QueryKind
 from indexer.reindex import reindex
+from indexer.relevance import Relevance
+from indexer.relevance_learning import Lessons
 from indexer.snapshot import Manifest, Snapshot
 from indexer.store import SnapshotStore
 from tests.conftest import build_snapshot
@@ -60,6 +62,7 @@ def test_a_reindex_has_the_same_pictures_in_another_index(snapshots: Path) -> No
     np.testing.assert_array_equal(after.embeddings, before.embeddings)
     assert after.catalog.rows(range(24)) == before.catalog.rows(range(24))
     assert after.manifest.tuning is not None
+    assert after.manifest.relevance == before.manifest.relevance is not None
     vector = before.embeddings[3]
     one, other = (each.search(vector[None, :], 3, QueryKind.IMAGE)[0] for each in (before, after))
     assert [hit.image.id for hit in one] == [hit.image.id for hit in other]
@@ -80,7 +83,7 @@ def test_no_source_is_read_and_no_file_but_the_index_takes_room_again(snapshots:
     assert run("reindex", "--snapshots", snapshots, "--index", "SQ8").exit_code == 0
     before, after = files(snapshots, old), files(snapshots, SnapshotStore(snapshots).published())
     shared = {name for name in before if before[name] == after[name]}
-    assert shared == {"embeddings.npy", "catalog.sqlite", "thumbnails.bin", "skipped.parquet"}
+    assert shared == {"embeddings.npy", "catalog.sqlite", "thumbnails.bin", "skipped.parquet", "text_map.npy"}
 
 
 def test_files_are_copied_where_the_disk_refuses_links(snapshots: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,13 +179,39 @@ def test_one_that_is_killed_leaves_the_current_snapshot_and_the_next_one_clears_
 def test_info_says_how_each_kind_is_searched(snapshots: Path) -> None:
     assert run("reindex", "--snapshots", snapshots, "--index", "IVF4,Flat").exit_code == 0
     lines = run("info", "--snapshots", snapshots).stdout.splitlines()
-    assert len(lines) == 4
+    assert len(lines) == 6
     assert lines[0].startswith("* ")
     tuning = opened(snapshots).manifest.tuning
     assert tuning is not None
     for line, kind, found in ((lines[1], "text ", tuning.text), (lines[2], "image", tuning.image)):
         assert f"by {kind}  nprobe {found.chosen.parameters.nprobe}: recall {found.chosen.recall:.3f} in " in line
         assert line.endswith(f"measured with {found.queries} {found.origin}")
+
+
+def test_info_says_what_was_learnt(snapshots: Path) -> None:
+    relevance = opened(snapshots).manifest.relevance
+    assert relevance is not None
+    text, image, votes = relevance.text, relevance.image, relevance.votes
+    assert text is not None
+    assert image is not None
+    assert votes is not None
+    lines = run("info", "--snapshots", snapshots).stdout.splitlines()
+    assert lines[1].strip() == (
+        f"relevance: text (labels, 36 queries): calibration error {text.expected_calibration_error:.3f}; "
+        f"image (labels, 24 queries): calibration error {image.expected_calibration_error:.3f}"
+    )
+    assert lines[2].strip() == (
+        f"classification: accuracy {votes.accuracy:.3f}; at 90 % coverage {votes.coverage[2].accuracy:.3f} "
+        f"(24 pictures); calibration error {votes.expected_calibration_error:.3f}"
+    )
+
+
+def test_info_says_where_nothing_could_be_learnt(tmp_path: Path) -> None:
+    store = SnapshotStore(tmp_path / "s")
+    nothing = Lessons(Relevance(text=None, image=None, votes=None), unit_vectors(16, 16)[:0])
+    write_snapshot(store, unit_vectors(5, 16), lessons=nothing)
+    lines = run("info", "--snapshots", store.folder).stdout.splitlines()
+    assert [line.strip() for line in lines[1:]] == ["relevance: nothing to learn from"]
 
 
 @pytest.mark.parametrize(("ending", "start"), [("svg", b"<?xml"), ("png", b"\x89PNG\r\n\x1a\n")])
@@ -197,8 +226,19 @@ def test_info_draws_recall_against_time(snapshots: Path, tmp_path: Path, ending:
             assert words in data.decode()
 
 
-def test_info_says_why_it_cannot_draw(snapshots: Path, tmp_path: Path) -> None:
-    result = run("info", "--snapshots", snapshots, "--plot", tmp_path / "a.svg")
+def test_info_draws_what_was_learnt_over_an_exact_index_too(snapshots: Path, tmp_path: Path) -> None:
+    file = tmp_path / "curves.svg"
+    assert run("info", "--snapshots", snapshots, "--plot", file).exit_code == 0
+    for words in ("relevance of a hit", "by text, error", "by picture, error", "part of pictures that get a label"):
+        assert words in file.read_text()
+    assert "recall@10" not in file.read_text()
+
+
+def test_info_says_why_it_cannot_draw(tmp_path: Path) -> None:
+    store = SnapshotStore(tmp_path / "s")
+    write_snapshot(store, unit_vectors(5, 16))
+    result = run("info", "--snapshots", store.folder, "--plot", tmp_path / "a.svg")
     assert result.exit_code == 2
     assert "Flat, has not been tuned" in result.output
-    assert run("info", "--snapshots", snapshots, "--plot", tmp_path / "a.txt").exit_code == 2
+    assert not (tmp_path / "a.svg").exists()
+    assert run("info", "--snapshots", store.folder, "--plot", tmp_path / "a.txt").exit_code == 2

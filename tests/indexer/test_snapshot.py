@@ -22,7 +22,7 @@ from indexer.store import SnapshotStore
 from tests.pictures import POLICY
 from tests.snapshots import THUMBNAIL, replace, search, unit_vectors, write_snapshot
 
-FILES = ["catalog.sqlite", "embeddings.npy", "index.faiss", "skipped.parquet", "thumbnails.bin"]
+FILES = ["catalog.sqlite", "embeddings.npy", "index.faiss", "skipped.parquet", "text_map.npy", "thumbnails.bin"]
 FACTORIES = ["Flat", "IVF4,Flat", "HNSW8", "SQ8"]
 
 
@@ -181,7 +181,7 @@ def test_the_embeddings_are_a_file_of_numpy(store: SnapshotStore) -> None:
 def test_the_manifest_tells_what_was_built(store: SnapshotStore) -> None:
     snapshot_id = write_snapshot(store, unit_vectors(40, 16), factory="HNSW8", skipped=["a.png", "ü.png"])
     manifest = json.loads((store.folder / snapshot_id / MANIFEST).read_bytes())
-    assert (manifest["format"], manifest["id"], manifest["count"]) == (2, snapshot_id, 40)
+    assert (manifest["format"], manifest["id"], manifest["count"]) == (3, snapshot_id, 40)
     assert (manifest["factory"], manifest["encoder"]["dim"], manifest["skipped"]) == ("HNSW8", 16, {"empty": 2})
 
 
@@ -347,7 +347,7 @@ EDITS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "count too large": lambda manifest: manifest.update(count=41),
     "count as text": lambda manifest: manifest.update(count="many"),
     "other dimension": lambda manifest: manifest["encoder"].update(dim=8),
-    "newer format": lambda manifest: manifest.update(format=3),
+    "newer format": lambda manifest: manifest.update(format=4),
     "unknown field": lambda manifest: manifest.update(extra=1),
     "unknown field deeper": lambda manifest: manifest["encoder"].update(extra=1),
     "unknown reason": lambda manifest: manifest.update(skipped={"mood": 1}),
@@ -370,7 +370,7 @@ def test_an_edited_manifest_is_corrupt(folder: Path, edit: str) -> None:
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"not json"])
 def test_a_manifest_that_is_no_manifest_is_corrupt(folder: Path, data: bytes) -> None:
     replace(folder / MANIFEST, data)
-    with pytest.raises(CorruptSnapshot, match="is not a manifest of format 2"):
+    with pytest.raises(CorruptSnapshot, match="is not a manifest of format 3"):
         Snapshot.open(folder)
 
 
@@ -388,7 +388,7 @@ def test_a_file_that_neither_folder_nor_manifest_have_is_missing(folder: Path, n
         Snapshot.open(folder)
 
 
-@pytest.mark.parametrize("name", ["embeddings.npy", "index.faiss", "catalog.sqlite"])
+@pytest.mark.parametrize("name", ["embeddings.npy", "index.faiss", "catalog.sqlite", "text_map.npy"])
 @pytest.mark.parametrize("data", [b"", b"garbage", b"PK\x03\x04", b"\x93NUMPY\x01\x00v\x00{"])
 def test_garbage_with_a_manifest_to_match_is_corrupt(folder: Path, name: str, data: bytes) -> None:
     forge(folder, name, data)
@@ -411,6 +411,16 @@ def test_embeddings_of_another_type_are_corrupt(folder: Path, tmp_path: Path, ki
     np.save(tmp_path / "other.npy", np.load(folder / "embeddings.npy").astype(kind))
     forge(folder, "embeddings.npy", (tmp_path / "other.npy").read_bytes())
     with pytest.raises(CorruptSnapshot, match="the embeddings are"):
+        Snapshot.open(folder)
+
+
+@pytest.mark.parametrize("text_map", [np.eye(15, dtype=np.float32), np.eye(16), np.float32(1)])
+def test_a_text_map_of_another_shape_or_type_is_corrupt(
+    folder: Path, tmp_path: Path, text_map: NDArray[np.float32]
+) -> None:
+    np.save(tmp_path / "other.npy", text_map)
+    forge(folder, "text_map.npy", (tmp_path / "other.npy").read_bytes())
+    with pytest.raises(CorruptSnapshot, match=r"the text map is .*, not \(16, 16\) of float32"):
         Snapshot.open(folder)
 
 

@@ -126,7 +126,9 @@ def test_an_unknown_snapshot_is_not_opened_or_published(store: SnapshotStore, na
     assert store.current() == first
 
 
-@pytest.mark.parametrize("name", [MANIFEST, "embeddings.npy", "index.faiss", "catalog.sqlite", "thumbnails.bin"])
+@pytest.mark.parametrize(
+    "name", [MANIFEST, "embeddings.npy", "index.faiss", "catalog.sqlite", "thumbnails.bin", "text_map.npy"]
+)
 def test_publishing_a_damaged_snapshot_leaves_the_old_one_current(store: SnapshotStore, name: str) -> None:
     first, second = write(store, 1), write(store, 2, publish=False)
     path = store.folder / second / name
