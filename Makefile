@@ -5,7 +5,7 @@ DEMO ?= .demo
 SNAPSHOTS ?= $(DEMO)/snapshots
 BIN = $(VENV)/bin
 
-.PHONY: help install demo serve test swaps crash-test ray-test indexing-bench scale-bench search-bench serving-bench workers-bench recipes-smoke recipes train clean
+.PHONY: help install demo serve test swaps crash-test ray-test indexing-bench scale-bench search-bench serving-bench workers-bench schema-test language-bench recipes-smoke recipes train clean
 help:
 	@echo 'make demo      draw the demo collection, index it, serve it on 127.0.0.1:8000'
 	@echo 'make test      lint, types and tests'
@@ -19,6 +19,8 @@ help:
 	@echo 'make search-bench  the index against hnswlib, usearch, FAISS and autofaiss, a million vectors (an hour)'
 	@echo 'make serving-bench  the service against clip-retrieval (half an hour)'
 	@echo 'make workers-bench  memory of several service processes (minutes)'
+	@echo 'make schema-test    thousands of requests to each route, after the OpenAPI document (an hour)'
+	@echo 'make language-bench what the query language finds on the demo collection (a minute)'
 	@echo 'make recipes-smoke  every recipe for a minute or two'
 	@echo 'make recipes   every recipe, three seeds, side by side (an hour and a half)'
 	@echo 'make train     train the demo model anew into $(DEMO)/tuned (about 40 minutes)'
@@ -77,6 +79,12 @@ serving-bench: $(VENV)/installed-dev
 
 workers-bench: $(VENV)/installed-dev
 	$(BIN)/python -m tests.bench.workers $(DEMO)/workers
+
+schema-test: $(VENV)/installed-dev
+	SCHEMA_PHASES=examples,coverage,fuzzing,stateful SCHEMA_EXAMPLES=200 $(BIN)/python -m pytest tests/test_schema.py
+
+language-bench: $(VENV)/installed-dev $(DEMO)/snapshots/CURRENT
+	$(BIN)/python -m tests.bench.query_language $(DEMO)/snapshots
 
 recipes-smoke: $(VENV)/installed-dev
 	$(BIN)/pytest tests/test_recipes_smoke.py

@@ -1,13 +1,12 @@
 """`python -m service`: serve a folder of snapshots over HTTP."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import structlog
 import typer
 
-from indexer.errors import KindredError
+from indexer.errors import one_line_errors
 from service.server import run
 from service.settings import ServiceSettings
 from service.telemetry import configure_logs
@@ -31,12 +30,9 @@ def serve(
 
 
 def main() -> None:
-    """Run the command line; an error that was foreseen is one line, not a traceback."""
-    try:
+    """Run the command line."""
+    with one_line_errors():
         typer.run(serve)
-    except KindredError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
 
 
 if __name__ == "__main__":

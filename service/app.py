@@ -13,7 +13,8 @@ from service.limits import BodyLimit
 from service.live import LiveSearcher
 from service.pipeline import Pipeline
 from service.reindex import Reindexer
-from service.routes import classify, embeddings, index, items, search
+from service.routes import classify, embeddings, index, items, page, search
+from service.routes import map as map_
 from service.settings import ServiceSettings
 from service.telemetry import Metrics, Telemetry
 
@@ -40,9 +41,10 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     live = LiveSearcher(store, settings, metrics)
     reindexer = Reindexer(store)
     app.state.settings, app.state.metrics, app.state.live, app.state.reindexer = settings, metrics, live, reindexer
-    for subject in (search, classify, embeddings, index, items):
+    for subject in (search, classify, embeddings, index, items, map_):
         app.include_router(subject.router)
     app.include_router(index.probes)
+    app.include_router(page.router())
     if settings.admin_key is not None:
         app.include_router(admin.router)
     # The last one added is the outermost: a body that is refused is logged and counted like any other request.

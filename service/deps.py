@@ -5,7 +5,7 @@ import hmac
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Annotated, Any, TypeVar, cast
 
@@ -49,6 +49,10 @@ class Stopwatch:
             self._stages[stage] = self._stages.get(stage, 0.0) + seconds
             self._metrics.stage_seconds.labels(stage).observe(seconds)
 
+    def anew(self) -> "Stopwatch":
+        """Return another stopwatch, which starts now."""
+        return Stopwatch(self._metrics)
+
     def took_ms(self) -> dict[str, float]:
         """Return the milliseconds of each stage, and of all since the request was understood."""
         stages = {**self._stages, "total": time.perf_counter() - self._start}
@@ -91,17 +95,27 @@ CurrentSearcher = Annotated[Searcher, Depends(_current)]
 
 @dataclass(frozen=True)
 class Means:
-    """What a query is answered with."""
+    """What a query is answered with.
+
+    Attributes:
+        searcher: of this moment: a whole answer comes from one snapshot.
+        pipeline: the stages of all queries.
+        settings: of the service.
+        took: times the stages of this query.
+        notes: what its answer shall tell.
+    """
 
     searcher: Searcher
     pipeline: Pipeline
+    settings: ServiceSettings
     took: Stopwatch
+    notes: list[str] = field(default_factory=list)
 
 
 # One dependency that asks for no others: FastAPI takes its time over each.
 async def _means(request: Request) -> Means:
     state = request.app.state
-    return Means(await _current(request), state.pipeline, Stopwatch(state.metrics))
+    return Means(await _current(request), state.pipeline, state.settings, Stopwatch(state.metrics))
 
 
 QueryMeans = Annotated[Means, Depends(_means)]
@@ -135,6 +149,12 @@ async def _body(request: Request) -> bytes | dict[str, Any]:
     return body
 
 
+def invalid(error: ValidationError) -> RequestValidationError:
+    """Return what FastAPI would raise of a body that is not valid."""
+    errors = error.errors(include_url=False, include_context=False, include_input=False)
+    return RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in errors])
+
+
 def asked(model: type[Asked]) -> Callable[[Request], Coroutine[Any, Any, Asked]]:
     """Return a dependency that reads a request body as `model`.
 
@@ -147,8 +167,7 @@ def asked(model: type[Asked]) -> Callable[[Request], Coroutine[Any, Any, Asked]]
                 return model.from_form(body)
             return model.model_validate_json(body or b"{}")
         except ValidationError as error:
-            errors = error.errors(include_url=False, include_context=False, include_input=False)
-            raise RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in errors]) from error
+            raise invalid(error) from error
 
     async def read(request: Request) -> Asked:
         small = len(await request.body()) <= _SMALL_BODY

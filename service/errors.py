@@ -8,6 +8,7 @@ Errors of the service itself, beside those of `indexer.errors`:
   x ItemGone        its file is gone, or no longer the one that was indexed
   x NoLabels        nothing to vote with: the current snapshot has no labels
   x BadQuery        a query that is well formed but has no answer
+  x CursorExpired   it belongs to a snapshot that is served no more
   x Overloaded      as many requests are waiting as may
   x DeadlinePassed  the answer would have come too late
   x Unauthorized    the admin key is missing or wrong
@@ -64,6 +65,10 @@ class BadQuery(ServiceError):
     """A query that is well formed but has no answer."""
 
 
+class CursorExpired(ServiceError):
+    """The cursor belongs to a snapshot that is served no more."""
+
+
 class Overloaded(ServiceError):
     """As many requests are waiting as may."""
 
@@ -91,6 +96,7 @@ STATUS: dict[type[KindredError], HTTPStatus] = {
     ItemGone: HTTPStatus.GONE,
     NoLabels: HTTPStatus.CONFLICT,
     BadQuery: HTTPStatus.UNPROCESSABLE_ENTITY,
+    CursorExpired: HTTPStatus.GONE,
     Overloaded: HTTPStatus.SERVICE_UNAVAILABLE,
     DeadlinePassed: HTTPStatus.GATEWAY_TIMEOUT,
     Unauthorized: HTTPStatus.UNAUTHORIZED,
@@ -105,6 +111,10 @@ STATUS: dict[type[KindredError], HTTPStatus] = {
     BuildRunning: HTTPStatus.CONFLICT,
     BuildError: HTTPStatus.UNPROCESSABLE_ENTITY,
 }
+_HEADERS = {
+    HTTPStatus.UNAUTHORIZED: {"WWW-Authenticate": "Bearer"},
+    HTTPStatus.SERVICE_UNAVAILABLE: {"Retry-After": "1"},
+}
 IMAGE_STATUS: dict[Reason, HTTPStatus] = {
     Reason.TOO_MANY_BYTES: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     Reason.TOO_MANY_PIXELS: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -116,17 +126,23 @@ def problem(
     request: Request, status: int, code: str, detail: str, headers: dict[str, str] | None = None, **more: Any
 ) -> JSONResponse:
     """Return a problem+json response; `code` is stable, `detail` is a sentence for people."""
-    body = {
-        "type": f"urn:kindred:problem:{code}",
-        "title": HTTPStatus(status).phrase,
-        "status": status,
-        "detail": detail,
-        "instance": request.url.path,
-        "code": code,
-        "request_id": request.scope.get("request_id"),
-        **more,
-    }
-    return JSONResponse(body, status, headers, PROBLEM_JSON)
+    return JSONResponse(_told(request, status, code, detail, **more), status, headers, PROBLEM_JSON)
+
+
+def as_problem(request: Request, error: KindredError | RequestValidationError) -> dict[str, Any]:
+    """Return the body of the problem that an error leaves as."""
+    if isinstance(error, RequestValidationError):
+        errors = [
+            {
+                "pointer": "".join(f"/{part}" for part in each["loc"][1:]),
+                "detail": each["msg"].removeprefix("Value error, "),
+            }
+            for each in error.errors()
+        ]
+        detail = "; ".join(f"{each['pointer'] or '/'}: {each['detail']}" for each in errors)
+        return _told(request, HTTPStatus.UNPROCESSABLE_ENTITY, "invalid_request", detail, errors=errors)
+    code = error.reason.value if isinstance(error, ImageError) else _snake(type(error).__name__)
+    return _told(request, status_of(error), code, str(error))
 
 
 def status_of(error: KindredError) -> HTTPStatus:
@@ -141,24 +157,13 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(KindredError)
     async def kindred_error(request: Request, error: KindredError) -> JSONResponse:
-        status = status_of(error)
-        code = error.reason.value if isinstance(error, ImageError) else _snake(type(error).__name__)
-        headers = {"WWW-Authenticate": "Bearer"} if status is HTTPStatus.UNAUTHORIZED else None
-        if status is HTTPStatus.SERVICE_UNAVAILABLE:
-            headers = {"Retry-After": "1"}
-        return problem(request, status, code, str(error), headers)
+        body = as_problem(request, error)
+        return JSONResponse(body, body["status"], _HEADERS.get(body["status"]), PROBLEM_JSON)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        errors = [
-            {
-                "pointer": "".join(f"/{part}" for part in each["loc"][1:]),
-                "detail": each["msg"].removeprefix("Value error, "),
-            }
-            for each in error.errors()
-        ]
-        detail = "; ".join(f"{each['pointer'] or '/'}: {each['detail']}" for each in errors)
-        return problem(request, HTTPStatus.UNPROCESSABLE_ENTITY, "invalid_request", detail, errors=errors)
+        body = as_problem(request, error)
+        return JSONResponse(body, body["status"], media_type=PROBLEM_JSON)
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
@@ -170,6 +175,19 @@ def install(app: FastAPI) -> None:
         structlog.get_logger().error("unexpected error", exc_info=error)
         detail = "The service failed; its log has the cause under this request id."
         return problem(request, HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error", detail)
+
+
+def _told(request: Request, status: int, code: str, detail: str, **more: Any) -> dict[str, Any]:
+    return {
+        "type": f"urn:kindred:problem:{code}",
+        "title": HTTPStatus(status).phrase,
+        "status": int(status),
+        "detail": detail,
+        "instance": request.url.path,
+        "code": code,
+        "request_id": request.scope.get("request_id"),
+        **more,
+    }
 
 
 def _snake(name: str) -> str:

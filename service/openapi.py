@@ -12,11 +12,23 @@ from service.schemas.admin import ReindexRequest, TextEncoderRequest
 from service.schemas.classify import ClassifyRequest, ZeroShotRequest
 from service.schemas.embeddings import EmbeddingsRequest
 from service.schemas.index import Problem
-from service.schemas.search import SearchRequest
+from service.schemas.map import MapRequest
+from service.schemas.search import BatchRequest, ExportRequest, SearchRequest
+from service.schemas.similarity import SimilarityMapRequest
 
 _MODELS = (
-    SearchRequest, ClassifyRequest, ZeroShotRequest, EmbeddingsRequest, ReindexRequest, TextEncoderRequest, Problem
-)  # fmt: skip
+    SearchRequest,
+    BatchRequest,
+    ExportRequest,
+    SimilarityMapRequest,
+    ClassifyRequest,
+    ZeroShotRequest,
+    EmbeddingsRequest,
+    MapRequest,
+    ReindexRequest,
+    TextEncoderRequest,
+    Problem,
+)
 _REF = "#/components/schemas/{model}"
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {

@@ -3,18 +3,25 @@
 import asyncio
 import os
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from math import ceil
 from typing import Any, TypeVar
 
 from cachetools import LRUCache
 
 from indexer.encoder import Embeddings, Encoder, Pixels
-from indexer.images import DecodePolicy, decode
+from indexer.images import RGB, DecodePolicy, decode
 from indexer.index import compute_alone
 from indexer.snapshot import Hit
 from service.batcher import Batcher
-from service.searcher import Query, Searcher, Terms, Vector
+from service.searcher import Searcher, Terms, Vector
 from service.settings import ServiceSettings
 from service.telemetry import Metrics
+
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom of a part of a picture, as shares of its width and height."""
+
+File = tuple[bytes, Box | None]
+"""A picture file, and what part of the picture is meant; None for all of it."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -30,7 +37,7 @@ class Pipeline:
         cores = os.cpu_count() or 1
         self._policy = DecodePolicy.of(settings)
         self._most = settings.max_batch
-        self._decoding: Batcher[Callable[..., Pixels], bytes, Pixels] = Batcher(
+        self._decoding: Batcher[Callable[..., Pixels], File, Pixels] = Batcher(
             "decode", self._decode, metrics, most=1, wait_seconds=0, queue=settings.queue, threads=cores
         )
         self._encoding: Batcher[Callable[[Sequence[Any]], Embeddings], Any, Vector] = Batcher(
@@ -41,7 +48,7 @@ class Pipeline:
             wait_seconds=settings.batch_wait_seconds,
             queue=settings.queue,
         )
-        self._searching: Batcher[tuple[Searcher, Terms], Query, list[Hit]] = Batcher(
+        self._searching: Batcher[tuple[Searcher, Terms], Vector, list[Hit]] = Batcher(
             "search",
             _search,
             metrics,
@@ -54,7 +61,7 @@ class Pipeline:
         self._texts: LRUCache[tuple[str, str, str], Vector] = LRUCache(settings.text_cache)
         self._hits, self._misses = metrics.text_cache.labels("hit"), metrics.text_cache.labels("miss")
 
-    async def decode(self, encoder: Encoder, files: Sequence[bytes]) -> list[Pixels]:
+    async def decode(self, encoder: Encoder, files: Sequence[File]) -> list[Pixels]:
         """Decode picture files into what an encoder takes.
 
         Raises:
@@ -79,9 +86,9 @@ class Pipeline:
             self._texts.update({(*key, text): vector.copy() for text, vector in fresh.items()})
         return {text: fresh[text] if vector is None else vector for text, vector in found.items()}
 
-    async def search(self, searcher: Searcher, query: Query, terms: Terms) -> list[Hit]:
-        """Search for one query, as `Searcher.search` says."""
-        return await self._searching(query, (searcher, terms))
+    async def search(self, searcher: Searcher, vector: Vector, terms: Terms) -> list[Hit]:
+        """Search for one vector, as `Searcher.search` says."""
+        return await self._searching(vector, (searcher, terms))
 
     def close(self) -> None:
         """Refuse what waits, and end all threads."""
@@ -95,15 +102,25 @@ class Pipeline:
             done += await asyncio.gather(*(stage(item, group) for item in items[start : start + self._most]))
         return done
 
-    def _decode(self, preprocess: Callable[..., Pixels], files: Sequence[bytes]) -> list[Pixels]:
-        return [preprocess(decode(file, self._policy).rgb) for file in files]
+    def _decode(self, preprocess: Callable[..., Pixels], files: Sequence[File]) -> list[Pixels]:
+        return [preprocess(_cut(decode(data, self._policy).rgb, box)) for data, box in files]
+
+
+def _cut(picture: RGB, box: Box | None) -> RGB:
+    """Return a part of a picture, of a pixel at least."""
+    if box is None:
+        return picture
+    height, width = picture.shape[:2]
+    left, top = int(box[0] * width), int(box[1] * height)
+    right, bottom = max(ceil(box[2] * width), left + 1), max(ceil(box[3] * height), top + 1)
+    return picture[min(top, height - 1) : bottom, min(left, width - 1) : right]
 
 
 def _encode(encode: Callable[[Sequence[Any]], Embeddings], inputs: Sequence[Any]) -> list[Vector]:
     return list(encode(inputs))
 
 
-def _search(group: tuple[Searcher, Terms], queries: Sequence[Query]) -> Sequence[list[Hit] | Exception]:
+def _search(group: tuple[Searcher, Terms], vectors: Sequence[Vector]) -> list[list[Hit]]:
     compute_alone()
     searcher, terms = group
-    return searcher.search(queries, terms)
+    return searcher.search(vectors, terms)

@@ -1,26 +1,26 @@
 """Searcher: answers over one snapshot with one encoder. Knows no HTTP."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from indexer.catalog import ImageRecord
-from indexer.encoder import Encoder
-from indexer.errors import KindredError
+from indexer.encoder import Embeddings, Encoder
+from indexer.errors import ImageError
 from indexer.filters import LABELLED, Filter
+from indexer.images import DecodePolicy
 from indexer.recall import QueryKind
+from indexer.relevance import Calibration
 from indexer.selection import Selection
 from indexer.snapshot import Hit, Snapshot
+from indexer.text_map import text_directions
 from indexer.vote import vote
 from service.errors import BadQuery, ItemNotFound, NoLabels
 
 Vector = NDArray[np.float32]
 """Shape (dim,), length 1."""
-
-Query = Sequence[Vector | str]
-"""The parts of one query, which count equally: vectors, and ids of pictures in the index."""
 
 # Below this length the sum of unit vectors is rounding noise, with no direction of its own.
 _SHORTEST = 1e-6
@@ -55,49 +55,39 @@ class Searcher:
             raise ItemNotFound(f"The current snapshot has no picture {image_id!r}.")
         return image
 
-    def vector(self, query: Query) -> Vector:
-        """Return the vector of a query.
+    def calibration(self, kind: QueryKind) -> Calibration | None:
+        """Return how relevant a score of a kind of query is, if the build learnt it with the encoder in use."""
+        learnt = self.snapshot.manifest.relevance
+        if learnt is None or (kind is QueryKind.TEXT and not self._as_built):
+            return None
+        return learnt.of(kind)
 
-        Raises:
-            ItemNotFound: the snapshot has no picture with one of the ids.
-            BadQuery: its parts cancel each other out.
-        """
-        return combine([self.snapshot.vector(self.item(part)) if isinstance(part, str) else part for part in query])
+    def directions(self, texts: Embeddings) -> Vector:
+        """Return an orthonormal basis of what texts say of pictures, shape (n, dim): see `text_directions`."""
+        learnt = self.snapshot.text_map if self._as_built else None
+        return text_directions(texts, learnt).T.astype(np.float32)
 
-    def search(self, queries: Sequence[Query], terms: Terms) -> list[list[Hit] | KindredError]:
-        """Return the hits of each query, best first, or why it has no vector."""
-        vectors: list[Vector] = []
-        outcomes: list[list[Hit] | KindredError] = []
-        for query in queries:
-            try:
-                vectors.append(self.vector(query))
-                outcomes.append([])
-            except KindredError as error:
-                outcomes.append(error)
-        if not vectors:
-            return outcomes
-        found = iter(
-            self.snapshot.search(
-                np.stack(vectors), terms.limit, terms.kind, selection=terms.selection, exact=terms.exact
-            )
+    @property
+    def _as_built(self) -> bool:
+        """Whether texts are encoded as they were when the build learnt from them."""
+        return self.encoder.spec.text == self.snapshot.manifest.encoder.text
+
+    def picture(self, image: ImageRecord, policy: DecodePolicy) -> tuple[bytes, bool]:
+        """Return the file of a picture of the index, or else its thumbnail; whether it is the file."""
+        try:
+            return self.snapshot.original(image, policy), True
+        except ImageError:
+            return self.snapshot.thumbnail(image), False
+
+    def search(self, vectors: Sequence[Vector], terms: Terms) -> list[list[Hit]]:
+        """Return the hits of each query, best first."""
+        return self.snapshot.search(
+            np.stack(vectors), terms.limit, terms.kind, selection=terms.selection, exact=terms.exact
         )
-        return [outcome if isinstance(outcome, KindredError) else next(found) for outcome in outcomes]
 
     def labelled(self, filter_: Filter | None) -> Selection:
         """Return the pictures that have a label, among those that a filter matches."""
         return self.snapshot.catalog.select((filter_ or Filter()).narrowed(LABELLED))
-
-    def classify_zero_shot(self, query: Query, prompts: Mapping[str, Sequence[Vector]]) -> dict[str, float]:
-        """Return the probability of each label, most probable first, from the vectors of the texts that describe it.
-
-        A label's vector is the normalised mean of its prompts' vectors; the probabilities are the softmax of the
-        scaled similarities, as in CLIP (Radford et al., ICML 2021).
-        """
-        classes = np.stack([combine(vectors) for vectors in prompts.values()])
-        logits = self.encoder.logit_scale * (classes @ self.vector(query)).astype(np.float64)
-        weights = np.exp(logits - logits.max())
-        probabilities = dict(zip(prompts, (weights / weights.sum()).tolist(), strict=True))
-        return dict(sorted(probabilities.items(), key=lambda item: (-item[1], item[0])))
 
 
 def classify(neighbors: Sequence[Hit], temperature: float) -> dict[str, float]:
@@ -112,14 +102,15 @@ def classify(neighbors: Sequence[Hit], temperature: float) -> dict[str, float]:
     return vote(labels, np.array([hit.score for hit in neighbors], np.float32), temperature)
 
 
-def combine(vectors: Sequence[Vector]) -> Vector:
-    """Return the direction of the mean of unit vectors.
+def combine(vectors: Sequence[Vector], weights: Sequence[float] | None = None) -> Vector:
+    """Return the direction of the weighted sum of unit vectors, which count equally without weights.
 
     Raises:
         BadQuery: they cancel each other out.
     """
-    total: Vector = np.sum(vectors, axis=0)
+    total = np.sum(vectors, axis=0) if weights is None else np.tensordot(weights, np.stack(vectors), axes=1)
     length = float(np.linalg.norm(total))
     if length < _SHORTEST:
         raise BadQuery("The parts of the query cancel each other out.")
-    return total / np.float32(length)
+    unit: Vector = (total / length).astype(np.float32)
+    return unit

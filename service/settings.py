@@ -23,6 +23,9 @@ class ServiceSettings(Settings):
     roots: tuple[str, ...] = ()
     """Folders and URLs (a JSON list) that a reindex may read, besides the current snapshot's sources."""
 
+    query_hosts: tuple[str, ...] = ()
+    """Hosts (a JSON list) that `image_url` may name, as `KINDRED_FETCH_HOSTS` has them; none unless told."""
+
     max_body_bytes: int = Field(default=20 * 2**20, gt=0)
     """Largest request body, in bytes."""
 

@@ -18,10 +18,12 @@ LEVELS = (
     ("indexer.selection", "indexer.filters", "indexer.gpus"),
     ("indexer.filter_sql",),
     ("indexer.images", "indexer.encoder", "indexer.catalog", "indexer.vote", "indexer.labels", "indexer.progress"),
+    ("indexer.text_map", "indexer.segments"),
     ("indexer.index", "indexer.preprocessing", "indexer.tars", "indexer.fork_server", "indexer.sources.source"),
     ("indexer.index_building", "indexer.recall", "indexer.gpu_index"),
-    ("indexer.index_policy", "indexer.tuning"),
-    ("indexer.held_out",),
+    ("indexer.index_policy", "indexer.tuning", "indexer.relevance"),
+    ("indexer.held_out", "indexer.calibration"),
+    ("indexer.relevance_learning",),
     ("indexer.open_clip_encoder", "indexer.clusters", "indexer.workers", "indexer.shards", "indexer.near_duplicates"),
     ("indexer.onnx_encoder", "indexer.skipped", "indexer.journal"),
     ("indexer.sources.hosts", "indexer.sources.retries"),
@@ -44,6 +46,8 @@ READ_SIDE = {
     "indexer.encoder",
     "indexer.index",
     "indexer.recall",
+    "indexer.relevance",
+    "indexer.text_map",
     "indexer.selection",
     "indexer.filters",
     "indexer.gpu_index",
@@ -52,6 +56,7 @@ READ_SIDE = {
     "indexer.labels",
     "indexer.durable",
     "indexer.sources.fetch",
+    "indexer.sources.retries",
     "indexer.sources.opening",
     "indexer.snapshot",
     "indexer.store",
@@ -64,11 +69,13 @@ DOORS = {
     "torchvision": {"indexer.torch_runtime"},
     "open_clip": {"indexer.torch_runtime"},
     "filelock": {"indexer.store"},
-    "rich": {"indexer.progress"},
+    "scipy": {"indexer.calibration", "service.layout"},
+    "rich": {"indexer.progress", "service.terminal"},
     "pyarrow": {"indexer.labels", "indexer.shards", "indexer.skipped"},
     "fsspec": {"indexer.sources.remote"},
     "ssrfguard": {"indexer.sources.fetch", "indexer.sources.hosts"},
-    "tenacity": {"indexer.sources.retries"},
+    "tenacity": {"indexer.sources.retries", "service.client_wire"},  # the latter for asyncio too
+    "httpx2": {"service.client", "service.client_wire", "service.in_process"},
     "simplejpeg": {"indexer.images"},
     "imagehash": {"indexer.images"},
     "onnxruntime": {"indexer.onnx_encoder"},
@@ -86,8 +93,9 @@ LAZY = {
     "indexer.encoder": {"indexer.open_clip_encoder", "indexer.onnx_encoder", "indexer.torch_runtime"},
     "indexer.gpus": {"indexer.torch_runtime"},
 }
-# One sets OMP_WAIT_POLICY, the other where the metrics of several processes meet; settings come from pydantic_settings.
-ENVIRONMENT_READERS = {"indexer", "service.server"}
+# One sets OMP_WAIT_POLICY, one where the metrics of several processes meet, and one looks for what the terminal can;
+# settings come from pydantic_settings.
+ENVIRONMENT_READERS = {"indexer", "service.server", "service.terminal"}
 
 
 def imports(name: str) -> set[str]:

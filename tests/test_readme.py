@@ -7,14 +7,12 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
 from indexer.__main__ import app as indexer_app
+from indexer.plan import image_id
 from indexer.settings import Settings
-from service import admin
-from service.routes import classify, embeddings, index, items, search
 from service.settings import ServiceSettings
 from tests.conftest import ADMIN_KEY
 
@@ -49,17 +47,8 @@ def test_make_alone_names_every_target() -> None:
     assert [target for target in targets[1].split() if f"'make {target} " not in makefile] == []
 
 
-def test_the_readme_names_every_route_and_no_other() -> None:
-    routers = (
-        search.router,
-        classify.router,
-        embeddings.router,
-        items.router,
-        index.router,
-        index.probes,
-        admin.router,
-    )
-    paths = {route.path for router in routers for route in router.routes if isinstance(route, APIRoute)}
+def test_the_readme_names_every_route_and_no_other(client: TestClient) -> None:
+    paths = set(client.get("/openapi.json").json()["paths"])
     section = README.split("## The API")[1].split("## Settings")[0]
     assert set(re.findall(r"(?:`|POST |GET |DELETE )(/[a-z]+[^` ]*)`", section)) - {"/docs", "/openapi.json"} == paths
 
@@ -78,6 +67,13 @@ def test_every_curl_line_works_as_pasted(line: str, client: TestClient, source: 
     assert isinstance(response.json(), dict)
     if response.status_code == 202:
         client.delete(response.headers["location"], headers=headers)
+
+
+@pytest.mark.parametrize("body", re.findall(r"^```json\n(.*?)^```", README, re.MULTILINE | re.DOTALL))
+def test_every_search_shown_is_answered(body: str, client: TestClient) -> None:
+    response = client.post("/v1/search", json=json.loads(body.replace("b7e0a2f1c3d4e5f6", image_id("red/1.png"))))
+    assert response.status_code == 200, response.text
+    assert response.json()["results"]
 
 
 def test_there_are_five_curl_lines() -> None:

@@ -1,14 +1,24 @@
 """Pictures in the index."""
 
-from fastapi import APIRouter, Response
+from asyncio import to_thread
+from typing import Annotated
 
+from fastapi import APIRouter, Depends, Query, Response
+
+from indexer.catalog import ImageRecord
 from indexer.errors import ImageError
-from indexer.images import DecodePolicy
-from service.deps import AppSettings, CurrentSearcher
-from service.errors import ItemGone
+from indexer.filters import Filter
+from indexer.images import DecodePolicy, decode
+from service.cursor import Cursor, digest
+from service.deps import AppSettings, CurrentSearcher, QueryMeans, asked
+from service.errors import BadQuery, ItemGone
 from service.limits import AwaitedRoute
-from service.openapi import PROBLEMS
-from service.schemas.items import ItemDetail
+from service.openapi import PROBLEMS, body
+from service.query import encoded
+from service.schemas.items import BrowseRequest, BrowseResponse, FacetCount, IndexRef, Item, ItemDetail
+from service.schemas.similarity import SimilarityMapRequest
+from service.searcher import Searcher, Vector, combine
+from service.similarity_map import similarity_map
 
 router = APIRouter(prefix="/v1", responses=PROBLEMS, route_class=AwaitedRoute)
 
@@ -18,6 +28,39 @@ _PICTURE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; sandbox",
     "Cache-Control": "private, max-age=3600",
 }
+
+
+# Values of a key that are told.
+_VALUES = 100
+
+
+@router.get("/items")
+def browse(request: Annotated[BrowseRequest, Query()], searcher: CurrentSearcher) -> BrowseResponse:
+    """List the pictures that a filter matches, a page at a time, and count their values of some keys."""
+    snapshot, catalog = searcher.snapshot, searcher.snapshot.catalog
+    same = digest("items", "" if request.filter is None else request.filter.model_dump_json())
+    after = -1
+    if request.cursor is not None:
+        after = max(Cursor.read(request.cursor, snapshot.manifest.id, same).rows, default=-1)
+    among = None if request.filter is None else catalog.select(request.filter)
+    total = len(snapshot) if among is None else among.count
+    # One more than is shown tells whether there are more.
+    found = catalog.page(among, after, request.limit + 1)
+    shown = found[: request.limit]
+    following = Cursor(snapshot=snapshot.manifest.id, request=same, rows=(shown[-1].row,)) if shown else None
+    return BrowseResponse(
+        items=[Item.of(image) for image in shown],
+        total=total,
+        facets={
+            key: [
+                FacetCount(value=value, count=count)
+                for value, count in catalog.facet(request.filter or Filter(), key, _VALUES)
+            ]
+            for key in request.facets
+        },
+        next_cursor=following.encoded() if following and len(found) > len(shown) else None,
+        index=IndexRef.of(searcher),
+    )
 
 
 @router.get("/items/{item_id}")
@@ -42,3 +85,33 @@ def image(item_id: str, searcher: CurrentSearcher, settings: AppSettings) -> Res
     except ImageError as error:
         raise ItemGone(str(error)) from error
     return Response(data, headers=_PICTURE_HEADERS, media_type=found.media_type)
+
+
+@router.post(
+    "/items/{item_id}/similarity-map",
+    openapi_extra=body(SimilarityMapRequest),
+    response_class=Response,
+    responses={200: {"content": {"image/png": {}}}},
+)
+async def map_of(
+    item_id: str, request: Annotated[SimilarityMapRequest, Depends(asked(SimilarityMapRequest))], means: QueryMeans
+) -> Response:
+    """Return a PNG to lay over a picture of the index: clear where it is least like a query, red where it is most."""
+    searcher, policy = means.searcher, DecodePolicy.of(means.settings)
+    found = await to_thread(searcher.item, item_id)
+    query = combine(await encoded(request.query, means), [part.weight for part in request.query])
+    png = await to_thread(_map, searcher, found, query, policy)
+    return Response(png, headers=_PICTURE_HEADERS, media_type="image/png")
+
+
+def _map(searcher: Searcher, found: ImageRecord, query: Vector, policy: DecodePolicy) -> bytes:
+    data, _ = searcher.picture(found, policy)
+    picture = decode(data, policy).rgb
+    patches = searcher.encoder.patches(picture)
+    if patches is None:
+        raise BadQuery(
+            f"The encoder {searcher.encoder.spec.name} does not tell what it sees in each part of a picture: only "
+            "vision transformers of open_clip do, such as ViT-B-32."
+        )
+    height, width = picture.shape[:2]
+    return similarity_map(patches, query, width, height)

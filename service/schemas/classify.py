@@ -2,9 +2,10 @@
 
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
-from service.schemas.contract import Contract, FilterBy, Neighbours, Temperature, Text, not_blank
+from service.describe import joined
+from service.schemas.contract import Contract, FilterBy, Neighbours, Score, Temperature, Text, not_blank
 from service.schemas.items import IndexRef, Result
 from service.schemas.parts import QueryPart
 
@@ -17,6 +18,8 @@ class ClassifyRequest(QueryPart):
     k: Neighbours = 21
     temperature: Temperature = 0.1
     filter: FilterBy = None
+    min_confidence: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Confidence under which no label is given: the answer says `abstained`."""
 
 
 Label = Annotated[str, Field(max_length=200), AfterValidator(not_blank)]
@@ -45,12 +48,34 @@ class ZeroShotRequest(QueryPart):
         ]
     )
     """Labels, or prompts for each label. A label without prompts is described as `a photo of a {label}`."""
+    descriptors: Annotated[dict[Label, Annotated[list[Text], Field(max_length=100)]], Field(max_length=1_000)] = Field(
+        default_factory=dict
+    )
+    """What some of `labels` look like, such as `{"hen": ["two legs", "a red comb"]}`.
 
-    def prompts(self) -> dict[str, list[str]]:
-        """Return the prompts of each label."""
-        if isinstance(self.labels, dict):
-            return self.labels
-        return {label: [f"a photo of a {label}"] for label in self.labels}
+    Each is read as `hen, which has two legs` or `hen, which is a bird`, in place of the label's prompts.
+    """
+    none_of_these: bool = False
+    """Whether to give no label to a picture that resembles none of them."""
+    false_rejects: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Share of the index's own pictures of these labels that `none_of_these` may turn away."""
+
+    @model_validator(mode="after")
+    def _about_these_labels(self) -> Self:
+        strange = [label for label in self.descriptors if label not in self.labels]
+        if strange:
+            raise ValueError(f"there are descriptors of {strange[0]!r}, which is none of the labels")
+        if self.none_of_these and self.text is not None:
+            raise ValueError("none_of_these is learnt from pictures, and tells nothing of a text: leave it out")
+        return self
+
+    def texts(self) -> dict[str, list[str]]:
+        """Return the texts that describe each label: its descriptors, else its prompts."""
+        prompts = self.labels
+        if isinstance(prompts, list):
+            prompts = {label: [f"a photo of a {label}"] for label in prompts}
+        described = {label: [joined(label, each) for each in own] for label, own in self.descriptors.items() if own}
+        return {**prompts, **described}
 
 
 class ClassProbability(Contract):
@@ -66,19 +91,53 @@ class ClassProbability(Contract):
 
 
 class ClassifyResponse(Contract):
-    """Classes, most probable first, and what they are inferred from."""
+    """Classes, most probable first, and what they are inferred from.
 
-    label: str
+    Attributes:
+        label: the most probable class; null where the answer abstains.
+        confidence: how likely the most probable class is right, as measured on the snapshot's own labels with the
+            default `k` and `temperature`; null where it was not.
+        abstained: whether `confidence` is under `min_confidence`.
+        notes: what a caller should know, such as that a long text was read in parts.
+    """
+
+    label: str | None
+    confidence: float | None
+    abstained: bool
     classes: list[ClassProbability]
     neighbors: list[Result]
+    notes: list[str]
     index: IndexRef
     took_ms: dict[str, float]
 
 
-class ZeroShotResponse(Contract):
-    """Classes, most probable first."""
+class Evidence(Contract):
+    """How well one text of a label fits: with `descriptors`, the mean of these scores is the label's own.
+
+    Without, a label is the normalised mean of its prompts, as in CLIP.
+    """
 
     label: str
+    text: str
+    score: Score
+
+
+class ZeroShotResponse(Contract):
+    """Classes, most probable first.
+
+    Attributes:
+        label: the most probable class; null where the answer abstains.
+        abstained: whether the picture resembles none of the labels, if that was asked for.
+        reason: why it abstained.
+        evidence: of the two most probable classes, text by text, best first.
+        notes: what a caller should know, such as that a long text was read in parts.
+    """
+
+    label: str | None
+    abstained: bool
+    reason: str | None
     classes: list[ClassProbability]
+    evidence: list[Evidence]
+    notes: list[str]
     index: IndexRef
     took_ms: dict[str, float]

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import from_json
 
-from indexer.filters import Filter
+from indexer.filters import Filter, known_key
 
 
 def _from_base64(value: object) -> object:
@@ -38,12 +38,21 @@ def _from_json(value: object) -> object:
 ImageBytes = Annotated[
     bytes, BeforeValidator(_from_base64, json_schema_input_type=str), Field(description="A picture file, in base64.")
 ]
-Text = Annotated[str, Field(max_length=2_000, examples=["a red star"]), AfterValidator(not_blank)]
+Text = Annotated[str, Field(max_length=10_000, examples=["a red star"]), AfterValidator(not_blank)]
 ItemId = Annotated[str, Field(max_length=64, examples=["b7e0a2f1c3d4e5f6"])]
 FilterBy = Annotated[
     Filter | None,
     BeforeValidator(_from_json, json_schema_input_type=Filter | None),
     Field(description="Which pictures may be answered with; in a form, as JSON text."),
+]
+Key = Annotated[
+    str,
+    Field(
+        max_length=200,
+        description="A column of the catalogue or a place in the metadata, as in a filter.",
+        examples=["label", "metadata.year"],
+    ),
+    AfterValidator(known_key),
 ]
 Limit = Annotated[int, Field(ge=1, le=1_000, description="How many results at most.")]
 Neighbours = Annotated[int, Field(ge=1, le=1_000, description="How many labelled neighbours vote.")]

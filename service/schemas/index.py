@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from indexer.encoder import EncoderSpec
 from indexer.errors import Reason
 from indexer.recall import Tuning
+from indexer.relevance import Relevance
 from service.schemas.contract import Contract
 from service.searcher import Searcher
 
@@ -25,6 +26,8 @@ class IndexResponse(Contract):
     dim: int
     tuning: Tuning | None
     """How thoroughly each kind of query is searched, and what that finds; null for an index that finds all."""
+    relevance: Relevance | None
+    """What scores and votes were learnt to mean, and how far that is off; null where nothing has been learnt."""
     encoder: EncoderSpec
     """The encoder of queries; its image half made the embeddings."""
     notice: str | None
@@ -45,6 +48,7 @@ class IndexResponse(Contract):
             factory=manifest.factory,
             dim=manifest.encoder.dim,
             tuning=manifest.tuning,
+            relevance=manifest.relevance,
             encoder=searcher.encoder.spec,
             notice=searcher.encoder.spec.name.notice,
             refused=refused,

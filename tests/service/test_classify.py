@@ -14,6 +14,9 @@ from service.app import create_app
 from service.settings import ServiceSettings
 from tests.conftest import build_snapshot
 
+# Rows are in the order of the paths.
+PATHS = [f"{label}/{number}.png" for label in ("blue", "green", "red") for number in range(8)]
+
 
 def test_neighbours_vote_with_the_papers_weights(client: TestClient, snapshots: Path, encoder: Encoder) -> None:
     answer = client.post("/v1/classify", json={"text": "something green"}).json()
@@ -59,6 +62,85 @@ def test_pictures_without_a_label_do_not_vote_and_do_not_count(
     assert {hit["path"] for hit in answer["neighbors"]} == {"blue/0.png", "red/0.png"}
 
 
+# Confidence
+
+
+def share_and_line(client: TestClient, snapshots: Path, body: dict[str, str]) -> tuple[float, list[list[float]]]:
+    """Return the winner's share of the vote, and the line that the build learnt."""
+    manifest = SnapshotStore(snapshots).manifest(SnapshotStore(snapshots).published())
+    assert manifest.relevance is not None
+    assert manifest.relevance.votes is not None
+    share = client.post("/v1/classify", json=body).json()["classes"][0]["probability"]
+    return share, [list(knot) for knot in manifest.relevance.votes.knots]
+
+
+@pytest.mark.parametrize("path", ["blue/0.png", "green/3.png", "red/7.png"])
+def test_confidence_is_what_the_build_learnt_of_such_a_share(client: TestClient, snapshots: Path, path: str) -> None:
+    body = {"id": image_id(path)}
+    share, line = share_and_line(client, snapshots, body)
+    answer = client.post("/v1/classify", json=body).json()
+    assert answer["confidence"] == pytest.approx(np.interp(share, *np.array(line).T), abs=5e-5)
+    assert (answer["label"], answer["abstained"]) == (answer["classes"][0]["label"], False)
+
+
+def test_under_the_least_confidence_no_label_is_given_but_all_that_was_found(
+    source: Path, tmp_path: Path, encoder: Encoder, settings: ServiceSettings
+) -> None:
+    # Labels that have nothing to do with what the pictures show are hard to guess.
+    table = tmp_path / "odd.csv"
+    table.write_text("path,label\n" + "".join(f"{path},{number % 2}\n" for number, path in enumerate(PATHS)))
+    build_snapshot(source, settings.snapshots, encoder, labels=str(table))
+    body = {"text": "something green"}
+    with TestClient(create_app(settings)) as client:
+        sure = client.post("/v1/classify", json=body).json()
+        unsure = client.post("/v1/classify", json={**body, "min_confidence": sure["confidence"] + 1e-4}).json()
+        same = client.post("/v1/classify", json={**body, "min_confidence": sure["confidence"]}).json()
+    assert 0 <= sure["confidence"] < 1
+    assert (unsure["label"], unsure["abstained"]) == (None, True)
+    assert unsure["confidence"] == sure["confidence"]
+    assert (unsure["classes"], unsure["neighbors"]) == (sure["classes"], sure["neighbors"])
+    assert (same["label"], same["abstained"]) == (sure["label"], False)
+
+
+def test_neighbours_are_told_how_relevant_their_scores_are(client: TestClient, snapshots: Path) -> None:
+    manifest = SnapshotStore(snapshots).manifest(SnapshotStore(snapshots).published())
+    assert manifest.relevance is not None
+    assert manifest.relevance.image is not None
+    answer = client.post("/v1/classify", json={"id": image_id("red/1.png")}).json()
+    told = [(hit["rank"], hit["relevance"]) for hit in answer["neighbors"]]
+    line = np.array(manifest.relevance.image.knots).T
+    wanted = [(rank, np.interp(hit["score"], *line)) for rank, hit in enumerate(answer["neighbors"], start=1)]
+    assert told == [(rank, pytest.approx(relevance, abs=5e-5)) for rank, relevance in wanted]
+
+
+def test_an_index_with_few_labels_knows_no_confidence_and_abstains_from_nothing(
+    source: Path, tmp_path: Path, encoder: Encoder, settings: ServiceSettings
+) -> None:
+    table = tmp_path / "few.csv"
+    table.write_text("path,label\nblue/0.png,rare\nred/0.png,seldom\n")
+    build_snapshot(source, settings.snapshots, encoder, labels=str(table))
+    with TestClient(create_app(settings)) as client:
+        answer = client.post("/v1/classify", json={"text": "anything"}).json()
+        refused = client.post("/v1/classify", json={"text": "anything", "min_confidence": 0.5})
+    assert (answer["confidence"], answer["abstained"]) == (None, False)
+    assert answer["label"] in {"rare", "seldom"}
+    assert (refused.status_code, refused.json()["code"]) == (422, "bad_query")
+    assert "build it from labelled pictures" in refused.json()["detail"]
+
+
+def test_a_region_of_a_picture_of_the_index_is_not_voted_on_by_that_picture(client: TestClient) -> None:
+    own = image_id("red/1.png")
+    answer = client.post("/v1/classify", json={"region": {"id": own, "box": [0, 0, 0.5, 1]}, "k": 23}).json()
+    assert len(answer["neighbors"]) == 23
+    assert own not in {hit["id"] for hit in answer["neighbors"]}
+
+
+def test_a_long_text_is_read_in_parts_and_the_answer_says_so(client: TestClient) -> None:
+    answer = client.post("/v1/classify", json={"text": "a green thing that is long. " * 20}).json()
+    assert "is longer than the encoder reads at once" in answer["notes"][0]
+    assert client.post("/v1/classify", json={"text": "short"}).json()["notes"] == []
+
+
 def test_without_labels_there_is_nothing_to_vote_with(
     source: Path, encoder: Encoder, settings: ServiceSettings
 ) -> None:
@@ -70,7 +152,13 @@ def test_without_labels_there_is_nothing_to_vote_with(
 
 @pytest.mark.parametrize(
     ("more", "pointer"),
-    [({"k": 0}, "/k"), ({"k": 1001}, "/k"), ({"temperature": 0}, "/temperature"), ({"labels": ["a"]}, "/labels")],
+    [
+        ({"k": 0}, "/k"),
+        ({"k": 1001}, "/k"),
+        ({"temperature": 0}, "/temperature"),
+        ({"min_confidence": 2}, "/min_confidence"),
+        ({"labels": ["a"]}, "/labels"),
+    ],
 )
 def test_settings_out_of_range_are_refused(client: TestClient, more: dict[str, object], pointer: str) -> None:
     response = client.post("/v1/classify", json={"text": "x", **more})

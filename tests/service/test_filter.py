@@ -131,7 +131,7 @@ def test_the_openapi_document_describes_filters(client: TestClient) -> None:
     schemas = document["components"]["schemas"]
     assert {"Filter", "Condition", "Match", "Range", "MinShould"} <= schemas.keys()
     search = document["paths"]["/v1/search"]["post"]["requestBody"]["content"]
-    assert {"file", "limit", "filter", "exact"} == search["multipart/form-data"]["schema"]["properties"].keys()
+    assert {"file", "query", "limit", "filter", "exact"} <= search["multipart/form-data"]["schema"]["properties"].keys()
     references = {part.split('"')[0] for part in json.dumps(document).split('"$ref": "')[1:]}
     names = {reference.removeprefix("#/components/schemas/") for reference in references}
     assert names <= schemas.keys()

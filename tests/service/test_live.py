@@ -65,7 +65,16 @@ def test_a_newly_published_snapshot_is_followed(
 
 
 @pytest.mark.parametrize(
-    "name", ["embeddings.npy", "index.faiss", "catalog.sqlite", "thumbnails.bin", "skipped.parquet", "manifest.json"]
+    "name",
+    [
+        "embeddings.npy",
+        "index.faiss",
+        "catalog.sqlite",
+        "thumbnails.bin",
+        "skipped.parquet",
+        "text_map.npy",
+        "manifest.json",
+    ],
 )
 def test_a_damaged_snapshot_is_refused_and_the_last_good_one_serves_on(
     client: TestClient, source: Path, snapshots: Path, encoder: Encoder, name: str
@@ -179,6 +188,24 @@ def test_the_text_half_can_be_swapped_while_serving_and_stays_after_a_restart(
     upload = admin.post("/v1/search", files={"file": (source / "red" / "3.png").read_bytes()}).json()
     assert (upload["results"][0]["path"], upload["results"][0]["score"]) == ("red/3.png", pytest.approx(1, abs=1e-3))
     assert admin.delete("/admin/v1/text-encoder").json()["encoder"] == before
+
+
+def test_what_was_learnt_of_texts_does_not_hold_for_another_text_half(
+    admin: TestClient, realigned: EncoderName, source: Path
+) -> None:
+    def relevance(**asked: str) -> float | None:
+        answer = admin.post("/v1/search", json={"query": [asked], "limit": 1}).json()
+        found: float | None = answer["results"][0]["relevance"]
+        return found
+
+    upload = base64.b64encode((source / "red" / "3.png").read_bytes()).decode()
+    before = relevance(image=upload)
+    assert relevance(text="red") is not None
+    admin.post("/admin/v1/text-encoder", json={"model": realigned.model})
+    assert relevance(text="red") is None
+    assert relevance(image=upload) == before is not None
+    refused = admin.post("/v1/search", json={"query": "red", "min_relevance": 0.5})
+    assert (refused.status_code, "min_relevance cannot be used" in refused.json()["detail"]) == (422, True)
 
 
 def test_a_text_half_with_another_image_half_is_refused(admin: TestClient, tmp_path: Path) -> None:

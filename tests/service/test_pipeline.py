@@ -17,8 +17,10 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from PIL import Image
+from PIL.Image import Image as Picture
 
-from indexer.encoder import Embeddings, Encoder, Pixels
+from indexer.encoder import Embeddings, Encoder, Patches, Pixels
+from indexer.images import RGB
 from indexer.plan import image_id
 from service.app import create_app
 from service.settings import ServiceSettings
@@ -46,6 +48,12 @@ class GatedEncoder:
         if "poison" in texts:
             raise RuntimeError("this text breaks the encoder")
         return self._encoder.encode_texts(texts)
+
+    def patches(self, picture: Picture | RGB) -> Patches | None:
+        return self._encoder.patches(picture)
+
+    def segments(self, text: str) -> list[str]:
+        return self._encoder.segments(text)
 
     def count_tokens(self, texts: Sequence[str]) -> int:
         return self._encoder.count_tokens(texts)
