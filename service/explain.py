@@ -10,8 +10,7 @@ from indexer.encoder import Embeddings
 from service.deps import Means
 from service.question import Question
 from service.schemas.items import Explanation, PartShare, WordEffect
-from service.schemas.parts import WeightedPart
-from service.searcher import Vector
+from service.searcher import Vector, coefficients
 from service.words import without_each
 
 # Effects and shares are told to so many decimals, as scores are.
@@ -56,8 +55,12 @@ def _parts(question: Question, pictures: Embeddings) -> list[list[PartShare]]:
 
 def _summands(question: Question) -> NDArray[np.float64]:
     """Return what each part adds to the vector that is searched for, shape (parts, dim); their sum is that vector."""
-    weights = [part.weight if isinstance(part, WeightedPart) else 0.0 for part in question.places.values()]
-    summands = np.array(weights)[:, None] * np.stack(list(question.parts.values())).astype(np.float64)
+    parts = np.stack(list(question.parts.values())).astype(np.float64)
+    inside = [place.startswith("/query/") for place in question.places]
+    weights = [part.weight for part in question.request.query]
+    summands = np.zeros_like(parts)
+    if weights:
+        summands[inside] = coefficients(list(parts[inside]), weights)[:, None] * parts[inside]
     summands -= (summands @ question.basis.T) @ question.basis
     length = float(np.linalg.norm(summands.sum(axis=0)))
     scaled: NDArray[np.float64] = summands / length if length else summands

@@ -64,7 +64,7 @@ class QueryPart(Picture):
 
 
 class WeightedPart(QueryPart):
-    """A part of a query, and how much it counts: below 0, pictures like it are avoided."""
+    """A part of a query, and how much it counts: below 0, what the others have of it is taken away."""
 
     weight: Annotated[float, Field(ge=-100, le=100)] = 1.0
 

@@ -36,6 +36,7 @@ def main(snapshots: Annotated[Path, typer.Argument(help="With a snapshot of the 
                 "like this one, but blue: another colour of the kind in the first 5",
                 f"{_but_blue(client, snapshot):.1%}",
             ),
+            ("a red star, but no moon: of the first ten, red stars", f"{_avoiding(client, snapshot):.1%}"),
             *_suppressed(client, snapshot),
         ]
     print(grid(("what", "figure"), [*rows, *_learnt(snapshot)]))
@@ -53,6 +54,18 @@ def _but_blue(client: TestClient, snapshot: Snapshot) -> float:
         found = _results(client, {"query": f"@{image.id} + {wanted} - {own}", "limit": 5})
         right += any((each["kind"], each["colour"]) == (kind, wanted) for each in found)
     return right / _CASES
+
+
+def _avoiding(client: TestClient, snapshot: Snapshot) -> float:
+    """Return how many of the first ten are what a text asks for that says besides what is to be avoided."""
+    kinds = sorted({image.metadata["kind"] for image in snapshot.catalog.rows(range(len(snapshot)))})
+    random, right = np.random.default_rng(0), 0
+    for image in _some(snapshot):
+        own = image.metadata["colour"], image.metadata["kind"]
+        other = random.choice([kind for kind in kinds if kind != own[1]])
+        found = _results(client, {"query": f"a {own[0]} {own[1]} - a {other}"})
+        right += sum((each["colour"], each["kind"]) == own for each in found)
+    return right / _CASES / 10
 
 
 def _suppressed(client: TestClient, snapshot: Snapshot) -> Iterator[tuple[str, str]]:

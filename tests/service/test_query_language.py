@@ -71,9 +71,29 @@ def check(answer: dict[str, Any], wanted: list[tuple[str, float]]) -> None:
 def test_weighted_parts_are_summed_and_scaled_to_the_sphere(
     client: TestClient, snapshot: Snapshot, encoder: Encoder
 ) -> None:
-    body = {"query": [{"id": RED, "weight": 2}, {"text": "blue", "weight": -0.5}], "limit": 24}
-    query = unit(2 * vector(snapshot, RED) - 0.5 * encoder.encode_texts(["blue"])[0].astype(float))
+    body = {"query": [{"id": RED, "weight": 2}, {"text": "blue", "weight": 0.5}], "limit": 24}
+    query = unit(2 * vector(snapshot, RED) + 0.5 * encoder.encode_texts(["blue"])[0].astype(float))
     check(ask(client, body), ranked(snapshot, snapshot.embeddings @ query))
+
+
+@pytest.mark.parametrize("weight", [0.25, 1, 3])
+def test_what_is_avoided_is_taken_away_as_far_as_the_query_has_it(
+    client: TestClient, snapshot: Snapshot, weight: float
+) -> None:
+    body = {"query": [{"id": RED}, {"id": BLUE, "weight": -weight}], "limit": 24}
+    wanted, avoided = vector(snapshot, RED), vector(snapshot, BLUE)
+    assert wanted @ avoided > 0
+    query = unit(wanted - weight * (wanted @ avoided) * avoided)
+    answer = ask(client, body)
+    check(answer, ranked(snapshot, snapshot.embeddings @ query))
+    scores = {result["id"]: result["score"] for result in answer["results"]}
+    assert weight != 1 or scores[BLUE] == pytest.approx(0, abs=2e-6)
+
+
+def test_a_query_of_nothing_but_what_is_avoided_finds_the_farthest(client: TestClient, snapshot: Snapshot) -> None:
+    check(
+        ask(client, {"query": f"- @{RED}", "limit": 24}), ranked(snapshot, -snapshot.embeddings @ vector(snapshot, RED))
+    )
 
 
 def test_a_query_in_short_is_one_of_parts(client: TestClient) -> None:
