@@ -5,7 +5,7 @@ DEMO ?= .demo
 SNAPSHOTS ?= $(DEMO)/snapshots
 BIN = $(VENV)/bin
 
-.PHONY: help install demo serve test swaps crash-test ray-test indexing-bench scale-bench search-bench serving-bench workers-bench schema-test language-bench recipes-smoke recipes train clean
+.PHONY: help install demo serve test swaps crash-test trust ray-test indexing-bench scale-bench search-bench serving-bench workers-bench schema-test language-bench recipes-smoke recipes train lock audit sbom clean
 help:
 	@echo 'make demo      draw the demo collection, index it, serve it on 127.0.0.1:8000'
 	@echo 'make test      lint, types and tests'
@@ -13,6 +13,7 @@ help:
 	@echo 'make serve     serve an existing folder of snapshots: make serve SNAPSHOTS=folder'
 	@echo 'make swaps     20 reindexes through the admin route under load (minutes)'
 	@echo 'make crash-test  300 kills, and every failing call of a build (about half an hour)'
+	@echo 'make trust     the reliability programme, with its figures in tests/RELIABILITY.md (a quarter of an hour)'
 	@echo 'make ray-test  builds on a Ray cluster of two nodes, one of which dies (minutes)'
 	@echo 'make indexing-bench  pictures per second against clip-retrieval (half an hour)'
 	@echo 'make scale-bench  memory of a build from 10 thousand to 1 million rows (half an hour)'
@@ -24,6 +25,9 @@ help:
 	@echo 'make recipes-smoke  every recipe for a minute or two'
 	@echo 'make recipes   every recipe, three seeds, side by side (an hour and a half)'
 	@echo 'make train     train the demo model anew into $(DEMO)/tuned (about 40 minutes)'
+	@echo 'make lock      lock every dependency anew, with hashes (needs uv)'
+	@echo 'make audit     look for known vulnerabilities of what is locked'
+	@echo 'make sbom      write a bill of materials of the image into $(DEMO)/sbom.json'
 	@echo 'make clean     remove what these made'
 
 install: $(VENV)/installed
@@ -59,6 +63,10 @@ swaps: $(VENV)/installed-dev $(DEMO)/snapshots/CURRENT
 
 crash-test: $(VENV)/installed-dev
 	$(BIN)/python -m tests.crash
+
+# TRUST=full make trust: at the size of a release, hours.
+trust: $(VENV)/installed-dev
+	$(BIN)/python -m tests.trust
 
 ray-test: $(VENV)/installed-dev
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,ray]'
@@ -100,6 +108,24 @@ train: $(VENV)/installed-dev $(DEMO)/pictures/metadata.jsonl
 		--data $(DEMO)/train/metadata.jsonl --test $(DEMO)/pictures/metadata.jsonl \
 		--label-column instance --class-column kind --templates indexer/models/demo/templates.txt \
 		--config indexer/models/demo/tuning.toml --set half=true
+
+# torch and what it brings come from PyTorch's own index, in the versions of constraints.txt: see docker/Dockerfile.
+LOCK = uv pip compile pyproject.toml --generate-hashes --no-annotate --constraint constraints.txt \
+	--python-version 3.11 --python-platform x86_64-unknown-linux-gnu --custom-compile-command 'make lock' \
+	$(foreach name,kindred torch torchvision triton cuda-bindings cuda-pathfinder cuda-toolkit $(NVIDIA),--no-emit-package $(name))
+NVIDIA = $(addprefix nvidia-,cublas cuda-cupti cuda-nvrtc cuda-runtime cudnn-cu13 cufft cufile curand cusolver \
+	cusparse cusparselt-cu13 nccl-cu13 nvjitlink nvshmem-cu13 nvtx)
+
+lock:
+	$(LOCK) --quiet --extra cpu --extra otel --output-file docker/requirements-cpu.lock
+	$(LOCK) --quiet --extra dev --output-file docker/requirements-dev.lock
+
+audit: $(VENV)/installed-dev
+	$(BIN)/python -m tests.audit
+
+sbom: $(VENV)/installed-dev
+	mkdir -p $(DEMO)
+	$(BIN)/cyclonedx-py requirements docker/requirements-cpu.lock --output-format JSON --output-file $(DEMO)/sbom.json
 
 clean:
 	rm -rf $(VENV) $(DEMO)

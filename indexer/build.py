@@ -145,7 +145,9 @@ def build(
     check_index(options.index, encoder.spec.dim)
     with _bench(options, store, encoder, policy, run, progress) as bench:
         _check_disk(bench)
-        job = bench.journal.begin(options.model_dump_json(), encoder.spec.model_dump_json(), repr(policy))
+        job = bench.journal.begin(
+            options.model_dump_json(), encoder.spec.model_dump_json(), repr(policy), newest=store.newest()
+        )
         resumed = _encode(bench)
         building = store.start(job.snapshot_id)
         with SnapshotWriter(building, encoder.spec.dim) as writer:

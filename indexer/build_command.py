@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from enum import StrEnum
 from functools import partial
@@ -60,6 +61,9 @@ MemoryLimit = Annotated[int | None, typer.Option(min=1, help="Bytes that buildin
 AcceptLowRecall = Annotated[
     bool, typer.Option("--accept-low-recall", help="Publish an index that finds less than --target-recall.")
 ]
+Within = Annotated[
+    list[str] | None, typer.Option(hidden=True, help="Where the rows of tables may lead, besides their own folder.")
+]
 INDEX_HELP = "auto (by how many pictures there are), or a FAISS factory string."
 RECALL_HELP = "Part of the true ten nearest, 0 to 1, that an approximate index must find."
 
@@ -88,9 +92,11 @@ def build(
     shards: Annotated[str | None, typer.Option(help="URL for finished work, instead of the snapshots.")] = None,
     max_skip: MaxSkip = None,
     progress: Progress = ProgressStyle.AUTO,
+    within: Within = None,
 ) -> None:
     """Index pictures into a new snapshot and publish it; one that was interrupted goes on."""
     settings = Settings()
+    reach = replace(FetchPolicy.of(settings), within=tuple(within or ()))
     store = SnapshotStore((snapshots or settings.snapshots).resolve())  # as other machines have other working folders
     name = EncoderName.of(settings, model, pretrained)
     table = labels if labels in {None, PARENT} else str(Path(str(labels)).resolve())
@@ -103,7 +109,7 @@ def build(
         accept_low_recall=accept_low_recall,
     )
     try:
-        open_sources(options.sources, FetchPolicy.of(settings))  # before a model is loaded
+        open_sources(options.sources, reach)  # before a model is loaded
     except BuildError as error:
         raise typer.BadParameter(str(error), param_hint="SOURCES") from error
     fork_server()  # it starts while the model loads
@@ -111,7 +117,7 @@ def build(
     # Only said beforehand, not done: other machines are not asked how fast they are.
     work = _local(settings, encoder) if dry_run or executor is Where.LOCAL else _on_ray(settings, encoder, ray_address)
     bucket = ShardBucket(shards) if shards else None
-    run = Run(work, FetchPolicy.of(settings), shard_size, memory_limit, gpu_memory(settings), shards=bucket)
+    run = Run(work, reach, shard_size, memory_limit, gpu_memory(settings), shards=bucket)
     if dry_run:
         with _shown(progress) as shown:
             _foretell(forecast(options, store, encoder, DecodePolicy.of(settings), run, shown), store)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -58,6 +59,8 @@ _CACHE_KIB = 16_384
 _MOST_ROWS = 10_000
 # Clients page, and ask again: a selection takes a bit for each picture.
 _KEPT_SCANS = 64
+# A scan looks so often whether anybody waits for it, in steps of SQLite's machine: a few thousand rows.
+_STEPS = 100_000
 
 Found = TypeVar("Found")
 
@@ -166,13 +169,27 @@ class Catalog:
         start = max(after + 1, 0)
         return self.rows(range(start, min(start + limit, len(self))))
 
-    def select(self, wanted: Filter) -> Selection:
-        """Return the rows of the pictures that a filter matches: the same object for one that was asked for lately."""
-        where, parameters = to_sql(wanted)
-        query = f"SELECT row FROM images WHERE {where}"  # noqa: S608 - constants of `filter_sql`; all values are bound
-        return self._scanned(query, parameters, lambda rows: Selection.of((row for (row,) in rows), len(self)))
+    def select(self, wanted: Filter, given_up: Event | None = None) -> Selection:
+        """Return the rows of the pictures that a filter matches: the same object for one that was asked for lately.
 
-    def facet(self, wanted: Filter, key: str, most: int) -> tuple[tuple[str | float | bool, int], ...]:
+        Args:
+            wanted: which pictures.
+            given_up: once it is set, this ends with an error, as nobody waits for it.
+        """
+        query, parameters = _selecting(wanted)
+        return self._scanned(
+            query, parameters, lambda rows: Selection.of((row for (row,) in rows), len(self)), given_up
+        )
+
+    def kept(self, wanted: Filter) -> Selection | None:
+        """Return what `select` would, if it was asked for lately."""
+        query, parameters = _selecting(wanted)
+        found: Selection | None = self._recalled((query, *parameters))
+        return found
+
+    def facet(
+        self, wanted: Filter, key: str, most: int, given_up: Event | None = None
+    ) -> tuple[tuple[str | float | bool, int], ...]:
         """Return the values of a key and how many of the pictures that a filter matches have each.
 
         Each element of an array is a value, an object and null are none.
@@ -181,8 +198,10 @@ class Catalog:
             wanted: which pictures are counted.
             key: see `indexer.filters`.
             most: how many values at most: the most frequent, in this order, then by value.
+            given_up: as for `select`.
         """
-        return self._scanned(*counting_sql(wanted, key, most), lambda rows: tuple(_counted(*row) for row in rows))
+        query, parameters = counting_sql(wanted, key, most)
+        return self._scanned(query, parameters, lambda rows: tuple(_counted(*row) for row in rows), given_up)
 
     def label_counts(self) -> dict[str, int]:
         """Return how many pictures each label has."""
@@ -193,7 +212,11 @@ class Catalog:
             return self._lookups.execute(query, parameters).fetchall()
 
     def _scanned(
-        self, query: str, parameters: Sequence[Any], read: Callable[[Iterable[tuple[Any, ...]]], Found]
+        self,
+        query: str,
+        parameters: Sequence[Any],
+        read: Callable[[Iterable[tuple[Any, ...]]], Found],
+        given_up: Event | None,
     ) -> Found:
         """Return what `read` makes of a query that reads the whole file, or recall it."""
         # 1 and 1.0 are one value to Python and to a filter; what is not one to a filter is told apart by the query.
@@ -201,6 +224,7 @@ class Catalog:
         found = self._recalled(key)
         if found is None:
             with self._scan_lock:
+                self._scans.set_progress_handler(given_up.is_set if given_up else None, _STEPS)
                 # Another request may have asked for the same while this one waited.
                 found = self._recalled(key) or read(self._scans.execute(query, parameters))
                 with self._kept_lock:
@@ -211,6 +235,11 @@ class Catalog:
     def _recalled(self, key: tuple[Any, ...]) -> Any:
         with self._kept_lock:
             return self._kept.get(key)
+
+
+def _selecting(wanted: Filter) -> tuple[str, Sequence[Any]]:
+    where, parameters = to_sql(wanted)
+    return f"SELECT row FROM images WHERE {where}", parameters  # noqa: S608 - constants of `filter_sql`; values are bound
 
 
 def _counted(value: Any, boolean: int, pictures: int) -> tuple[str | float | bool, int]:

@@ -1,5 +1,6 @@
 """The encoder seam: what a dual encoder is, what names and identifies one, and how to load it."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,6 +150,22 @@ def load_encoder(name: EncoderName, *, device: str, threads: int, precision: Pre
     from indexer.open_clip_encoder import OpenClipEncoder  # noqa: PLC0415 - torch takes seconds to import
 
     return OpenClipEncoder.load(name, device=device, threads=threads, precision=precision)
+
+
+def torch_build() -> str:
+    """Return the version of torch, its threads and the devices that it finds."""
+    from indexer.torch_runtime import devices, torch  # noqa: PLC0415
+
+    return f"{torch.__version__}, {torch.get_num_threads()} threads, on {', '.join(devices())}"
+
+
+def gpu_memory() -> list[tuple[int, int]]:
+    """Return the free bytes and all bytes of each GPU; none unless torch uses them by now."""
+    if "indexer.torch_runtime" not in sys.modules:
+        return []
+    from indexer.torch_runtime import gpu_memory as of_torch  # noqa: PLC0415
+
+    return of_torch()
 
 
 def use_threads(count: int) -> None:

@@ -11,6 +11,7 @@ half the time: the same libjpeg-turbo, but into an array, where Pillow copies tw
 import hashlib
 import io
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -41,6 +42,23 @@ MEDIA_TYPES = {
 FORMATS = tuple(MEDIA_TYPES)
 THUMBNAIL_SIDE = 256
 
+# Pixels that are converted at a time.
+_STRIP = 2**20
+
+# MPO is several JPEGs in one file, as some cameras write.
+_JPEG = ("JPEG", "MPO")
+
+# Any marker that begins a segment: no stuffing, fill byte, restart nor start.
+_SEGMENT = re.compile(rb"\xff([^\x00\x01\xff\xd0-\xd8])")
+_END, _SCAN = b"\xd9", b"\xda"
+
+# What a header is made of, and how often a file is read from: honest ones stay far below.
+_MOST_SEGMENTS = 10_000
+_MOST_READS = 200_000
+
+# Times that all pixels of the largest picture may be gone through: a progressive JPEG has 10 or so scans.
+_MOST_PASSES = 20
+
 # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its side for little memory.
 _JPEG_REDUCTIONS = (2, 4, 8)
 
@@ -61,6 +79,18 @@ Image.MAX_IMAGE_PIXELS = None
 
 # Pillow warns of damaged metadata. The pixels decide whether a picture is used.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+class _File(io.BytesIO):
+    """The bytes of a file, read in so many goes at most: Pillow reads a header of a million parts for many seconds."""
+
+    _reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._reads += 1
+        if self._reads > _MOST_READS:
+            raise ImageError(Reason.UNREADABLE, "The picture is made of too many parts.")
+        return super().read(size)
 
 
 @dataclass(frozen=True)
@@ -151,23 +181,31 @@ def content_hash(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def decode(data: bytes, policy: DecodePolicy) -> Decoded:
+def decode(data: bytes, policy: DecodePolicy, admit: Callable[[int], object] = lambda _: None) -> Decoded:
     """Decode a picture file into upright 8-bit RGB.
+
+    Args:
+        data: the file.
+        policy: its limits.
+        admit: is called with the number of pixels that will be decoded, before they are; may wait until they can be.
 
     Raises:
         ImageError: the bytes are no picture of an allowed format, break a limit of `policy`, or are damaged.
     """
     _check_bytes(len(data), policy)
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(_File(data), formats=FORMATS) as image:
             width, height = image.size
+            if image.format in _JPEG:
+                _check_scans(image, data, policy)
             whole = width * height <= policy.max_pixels
             if not whole:
                 _reduce(image, policy)
+            admit(image.width * image.height)
             stored = _plain_jpeg(image, data) if whole else None
             if stored is None:
                 image.load()
-                stored = np.array(_to_rgb(image))
+                stored = _in_strips(image)
             orientation = _orientation(image)
             if orientation in _SWAPPING:
                 width, height = height, width
@@ -210,7 +248,7 @@ def perceptual_hash(image: Image.Image) -> int:
 
 
 def _media_type(image: Image.Image) -> str:
-    # MPO is several JPEGs in one file, as some cameras write; opened as a JPEG, and every reader shows the first.
+    # An MPO is opened as a JPEG, and every reader shows the first.
     return MEDIA_TYPES["JPEG" if image.format == "MPO" else str(image.format)]
 
 
@@ -221,10 +259,41 @@ def _check_bytes(size: int, policy: DecodePolicy) -> None:
         raise ImageError(Reason.TOO_MANY_BYTES, f"The file has {size:,} bytes; the limit is {policy.max_bytes:,}.")
 
 
+def _check_scans(image: Image.Image, data: bytes, policy: DecodePolicy) -> None:
+    """Refuse a JPEG that takes long or much memory for its size.
+
+    Each scan goes through the whole picture, so that a small file of many takes minutes. For several, libjpeg keeps
+    all coefficients, 6 bytes a pixel, whatever the size that it is then reduced to.
+    """
+    whole, scans, most = image.width * image.height, _scans(data), policy.max_pixels * 3 // 2
+    if "progressive" not in image.info and scans and scans[0] == len(image.getbands()):
+        return
+    if whole > most:
+        detail = f"The JPEG has {image.width} x {image.height} pixels in several scans; the limit is {most:,} in all."
+        raise ImageError(Reason.TOO_MANY_PIXELS, detail)
+    if len(scans) * whole > _MOST_PASSES * policy.max_pixels:
+        raise ImageError(Reason.UNREADABLE, f"The JPEG has {len(scans)} scans: too many for {whole:,} pixels.")
+
+
+def _scans(data: bytes) -> list[int]:
+    """Return of how many components each scan of a JPEG is."""
+    scans: list[int] = []
+    at = 2
+    for _ in range(_MOST_SEGMENTS):
+        marker = _SEGMENT.search(data, at)
+        if marker is None or marker[1] == _END:
+            return scans
+        at = marker.end()
+        if marker[1] == _SCAN:
+            scans.append(int.from_bytes(data[at + 2 : at + 3]))
+        at += int.from_bytes(data[at : at + 2])
+    raise ImageError(Reason.UNREADABLE, "The JPEG is made of too many parts.")
+
+
 def _reduce(image: Image.Image, policy: DecodePolicy) -> None:
     """Let a large JPEG be decoded at reduced size; refuse what is still over the limit."""
     width, height = image.size
-    if image.format in {"JPEG", "MPO"}:
+    if image.format in _JPEG:
         for reduction in _JPEG_REDUCTIONS:
             # The decoder rounds up.
             if -(-width // reduction) * -(-height // reduction) <= policy.max_pixels:
@@ -276,10 +345,20 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any mode to 8-bit RGB: 16-bit scaled by its range, transparency over white."""
+def _in_strips(image: Image.Image) -> RGB:
+    """Convert a loaded picture, a strip at a time: Pillow takes 4 bytes a pixel, and as many again for every step."""
     if image.mode.startswith("I") or image.mode == "F":
-        return _grey(image).convert("RGB")
+        image = _grey(image)
+    stored = np.empty((image.height, image.width, 3), np.uint8)
+    rows = max(_STRIP // image.width, 1)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        stored[top : top + rows] = np.asarray(_to_rgb(strip))
+    return stored
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any 8-bit mode to RGB, transparency over white."""
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")

@@ -212,6 +212,11 @@ def nearest(embeddings: Embeddings, vectors: Embeddings, k: int, selection: Sele
     return found
 
 
+def faiss_build() -> str:
+    """Return the version of FAISS and what it was built for, such as `1.15.1, OPTIMIZE AVX512`."""
+    return f"{faiss.__version__}, {faiss.get_compile_options().strip()}"
+
+
 def compute_alone() -> None:
     """Have FAISS answer this thread's calls with this thread alone: where requests are the parallelism."""
     faiss.omp_set_num_threads(1)

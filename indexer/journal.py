@@ -10,14 +10,16 @@ A shard without a row does not exist, whatever files lie about; a row is never w
 
 import hashlib
 import sqlite3
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Self
 
 from indexer.durable import sync
 from indexer.shards import ShardFile
 
+_ID = "%Y%m%dT%H%M%S-%f"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS shards (
     id TEXT PRIMARY KEY,
@@ -47,9 +49,15 @@ class Job:
     begun_at: datetime
 
 
-def snapshot_id(begun_at: datetime) -> str:
-    """Return the id of a snapshot whose build began at a time, in UTC."""
-    return begun_at.strftime("%Y%m%dT%H%M%S-%f")
+def new_job(newest: str | None = None) -> Job:
+    """Name a build that begins now; its id comes after that of the newest snapshot, even if the clock was set back.
+
+    Ids say which snapshot is older: a rollback goes by them.
+    """
+    begun_at = named = datetime.now(UTC)
+    with suppress(ValueError):  # of a folder that somebody named
+        named = max(named, datetime.strptime(newest or "", _ID).replace(tzinfo=UTC) + timedelta(microseconds=1))
+    return Job(named.strftime(_ID), begun_at)
 
 
 class Journal:
@@ -79,15 +87,14 @@ class Journal:
         found = self._connection.execute("SELECT snapshot, begun_at FROM job").fetchone()
         return Job(found[0], datetime.fromisoformat(found[1])) if found else None
 
-    def begin(self, *facts: str) -> Job:
-        """Begin the build that `facts` identify, or go on with it."""
+    def begin(self, *facts: str, newest: str | None = None) -> Job:
+        """Begin the build that `facts` identify, after the newest snapshot there is, or go on with it."""
         fingerprint = hashlib.sha256("\n".join(facts).encode()).hexdigest()
         job = self.job()
         if job and self._connection.execute("SELECT 1 FROM job WHERE fingerprint = ?", [fingerprint]).fetchone():
             return job
-        now = datetime.now(UTC)
-        job = Job(snapshot_id(now), now)
-        values = [fingerprint, job.snapshot_id, now.isoformat()]
+        job = new_job(newest)
+        values = [fingerprint, job.snapshot_id, job.begun_at.isoformat()]
         self._connection.execute("INSERT OR REPLACE INTO job VALUES (0, ?, ?, ?)", values)
         return job
 

@@ -4,7 +4,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from indexer.encoder import Encoder
 from indexer.errors import EncoderMismatch
 from indexer.index_building import write_index
 from indexer.index_policy import check_index, resolve_factory
-from indexer.journal import snapshot_id
+from indexer.journal import new_job
 from indexer.snapshot import EMBEDDINGS, INDEX, BuildOptions, Manifest, Snapshot, file_facts
 from indexer.snapshot_tuning import tune_snapshot
 from indexer.store import SnapshotStore
@@ -52,13 +51,13 @@ def reindex(
         options = change(current.manifest.options)
         check_index(options.index, dim)
         factory = resolve_factory(options.index, count, dim, memory_limit, gpu_memory)
-        now = datetime.now(UTC)
-        with _discarded_on_failure(store.start(snapshot_id(now))) as folder:
+        job = new_job(store.newest())
+        with _discarded_on_failure(store.start(job.snapshot_id)) as folder:
             _share(current, folder)
             write_index(np.load(folder / EMBEDDINGS, mmap_mode="r"), factory, folder / INDEX, memory_limit)
             facts = {
-                "id": snapshot_id(now),
-                "created_at": now,
+                "id": job.snapshot_id,
+                "created_at": job.begun_at,
                 "options": options,
                 "factory": factory,
                 "tuning": tune_snapshot(folder, factory, options, lambda: _same(load(current.manifest), current)),

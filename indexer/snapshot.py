@@ -6,21 +6,22 @@ snapshot is complete, and opening it proves that nothing has changed since.
 """
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from indexer.catalog import Catalog, ImageRecord
 from indexer.encoder import Embeddings, EncoderSpec
-from indexer.errors import CorruptSnapshot, ImageError, Reason
+from indexer.errors import BuildError, CorruptSnapshot, ImageError, Reason
 from indexer.images import DecodePolicy, content_hash
 from indexer.index import DEFAULT, DEPTH, Index, Rows, SearchParameters, VectorIndex, nearest
 from indexer.recall import QueryKind, Tuning
@@ -36,6 +37,8 @@ CATALOG = "catalog.sqlite"
 THUMBNAILS = "thumbnails.bin"
 SKIPPED = "skipped.parquet"
 TEXT_MAP = "text_map.npy"
+CHECKSUM = "checksum"
+"""Field of a manifest file: the checksum of all its others. Manifests without one are read as they are."""
 
 NEAR_DUPLICATES = 0.95
 """Cosine similarity from which pictures that look the same are grouped: `near_duplicates.py` says how it was chosen."""
@@ -220,7 +223,11 @@ class Snapshot:
             ImageError: the file is gone or has changed.
         """
         name = self.manifest.options.sources[image.source]
-        source = open_sources([name], FetchPolicy())[0]
+        try:
+            source = open_sources([name], FetchPolicy())[0]
+        except BuildError as error:
+            detail = f"The file of picture {image.id} cannot be read: its source is gone. {error}"
+            raise ImageError(Reason.UNREADABLE, detail) from error
         if source.remote:
             raise ImageError(Reason.UNREACHABLE, f"The file of picture {image.id} lies in {name}: get it from there.")
         data = source.read(image.place or image.path, policy)
@@ -308,21 +315,46 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         CorruptSnapshot: there is none, or it cannot be understood.
     """
+    path = folder / MANIFEST
     try:
-        return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+        if path.is_symlink() or (path.exists() and not path.is_file()):  # reading a pipe would never end
+            raise CorruptSnapshot(f"{path} is not a regular file.")
+        data = path.read_bytes()
     except OSError as error:
         raise CorruptSnapshot(f"{folder} has no readable manifest: {error.strerror}.") from error
-    except ValidationError as error:
+    try:
+        facts = json.loads(data)
+        sealed = facts.pop(CHECKSUM, None) if isinstance(facts, dict) else None
+        if sealed is not None and sealed != checksum(facts):
+            raise CorruptSnapshot(f"{path} has changed since it was written: its checksum is not that of its content.")
+        return Manifest.model_validate_json(json.dumps(facts))
+    except (ValueError, RecursionError) as error:  # of Unicode, of JSON and of pydantic
         raise CorruptSnapshot(
-            f"{folder / MANIFEST} is not a manifest of format 3; a snapshot of an earlier kindred is to be built anew: "
-            f"{error}"
+            f"{path} is not a manifest of format 3; a snapshot of an earlier kindred is to be built anew: {error}"
         ) from error
 
 
+def checksum(facts: dict[str, Any]) -> str:
+    """Return the SHA-256, in hex, of what a manifest says, however that is laid out.
+
+    `CURRENT` holds the hash of the current manifest only; this tells that an earlier one is still as it was written.
+    """
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
 def file_facts(path: Path) -> FileFacts:
-    """Hash a file."""
-    with path.open("rb") as file:
-        return FileFacts(size=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
+    """Hash a file.
+
+    Raises:
+        CorruptSnapshot: it cannot be read, or is none: a link leads out of a snapshot, and a pipe has no end.
+    """
+    try:
+        if path.is_symlink() or not path.is_file():
+            raise CorruptSnapshot(f"{path} is not a regular file: a snapshot holds its files itself.")
+        with path.open("rb") as file:
+            return FileFacts(size=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
+    except OSError as error:
+        raise CorruptSnapshot(f"{path} cannot be read: {error.strerror}.") from error
 
 
 def _verify(folder: Path, manifest: Manifest) -> None:
@@ -334,9 +366,6 @@ def _verify(folder: Path, manifest: Manifest) -> None:
         wrong = ", ".join(sorted(expected ^ present))
         raise CorruptSnapshot(f"{folder} does not hold the files that its manifest lists; missing or extra: {wrong}.")
     for name, facts in manifest.files.items():
-        try:
-            found = file_facts(folder / name)
-        except OSError as error:
-            raise CorruptSnapshot(f"{folder / name} cannot be read: {error.strerror}.") from error
+        found = file_facts(folder / name)
         if found != facts:
             raise CorruptSnapshot(f"{folder / name} has changed: expected {facts}, found {found}.")

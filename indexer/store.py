@@ -10,6 +10,7 @@ snapshots/
   20260101T120000-012345/        a snapshot, named by when it was built (UTC); nothing in it ever changes
 """
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ _CURRENT = "CURRENT"
 _TEXT_ENCODER = "TEXT_ENCODER"
 _BUILDING = ".building-"
 _WORK = ".work"
+_TIME = re.compile(r"\d{8}T\d{6}-\d{6}")
 
 
 class SnapshotStore:
@@ -40,6 +42,10 @@ class SnapshotStore:
         if not self.folder.is_dir():
             return []
         return sorted((path.parent.name for path in self.folder.glob(f"[!.]*/{MANIFEST}")), reverse=True)
+
+    def newest(self) -> str | None:
+        """Return the newest id that is named by a time, or None where there is none."""
+        return next((snapshot_id for snapshot_id in self.ids() if _TIME.fullmatch(snapshot_id)), None)
 
     def current(self) -> str | None:
         """Return the id of the current snapshot, or None where nothing has been published."""

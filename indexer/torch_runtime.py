@@ -41,9 +41,16 @@ _import_torchvision()
 import open_clip  # noqa: E402 - imports torchvision, so it comes after
 from torchvision.transforms import v2 as transforms  # noqa: E402
 
-__all__ = ["devices", "open_clip", "torch", "transforms"]
+__all__ = ["devices", "gpu_memory", "open_clip", "torch", "transforms"]
 
 
 def devices() -> list[str]:
     """Return every device that an encoder may run on beside the others: each GPU, or else the CPU."""
     return [f"cuda:{index}" for index in range(torch.cuda.device_count())] or ["cpu"]
+
+
+def gpu_memory() -> list[tuple[int, int]]:
+    """Return the free bytes and all bytes of each GPU; none where CUDA is not in use."""
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return []
+    return [torch.cuda.mem_get_info(index) for index in range(torch.cuda.device_count())]

@@ -1,5 +1,6 @@
 """SnapshotWriter: writes the files of a snapshot as a build goes along, never holding them in memory."""
 
+import json
 from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from indexer.relevance_learning import Lessons
 from indexer.skipped import KnownSkip, SkippedWriter
 from indexer.snapshot import (
     CATALOG,
+    CHECKSUM,
     EMBEDDINGS,
     INDEX,
     MANIFEST,
@@ -32,6 +34,7 @@ from indexer.snapshot import (
     BuildOptions,
     FileFacts,
     Manifest,
+    checksum,
     file_facts,
 )
 
@@ -164,5 +167,6 @@ class SnapshotWriter:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the last file of a snapshot."""
-    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n")
+    """Write the last file of a snapshot, with its checksum."""
+    facts = manifest.model_dump(mode="json")
+    (folder / MANIFEST).write_text(json.dumps({**facts, CHECKSUM: checksum(facts)}, indent=2) + "\n")

@@ -24,7 +24,7 @@ def serve(
     given = {"snapshots": snapshots, "host": host, "port": port, "service_workers": workers}
     settings = ServiceSettings(**{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
     configure_logs()
-    if settings.admin_key is None:
+    if settings.admin_key is None and settings.keys is None:
         structlog.get_logger().info("no admin routes: KINDRED_ADMIN_KEY is not set")
     run(settings)
 

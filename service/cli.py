@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage.
 
 import asyncio
 import json
+import os
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from indexer.errors import KindredError, one_line_errors
-from service import terminal
+from service import keys_command, terminal
 from service.client import AsyncClient
 from service.client_options import SearchOptions
 from service.schemas.classify import ClassifyResponse
@@ -29,11 +30,15 @@ app = typer.Typer(
     rich_markup_mode=None,
     help=__doc__,
 )
+app.add_typer(keys_command.app, name="keys")
 
 Url = Annotated[str | None, typer.Option(help="Address of a running service, such as http://localhost:8000.")]
 Snapshots = Annotated[
     Path | None,
     typer.Option(help="Folder of snapshots to search without a service, instead of KINDRED_SNAPSHOTS."),
+]
+Key = Annotated[
+    str | None, typer.Option(envvar="KINDRED_KEY", help="API key for --url; better in the environment than here.")
 ]
 FilterJson = Annotated[
     str | None, typer.Option("--filter", metavar="JSON", help="Which pictures, in the grammar of the API's filters.")
@@ -64,6 +69,7 @@ def search(
     explain: Annotated[bool, typer.Option("--explain", help="Say of each result what carried it.")] = False,
     snapshots: Snapshots = None,
     url: Url = None,
+    key: Key = None,
     as_json: AsJson = False,
     thumbnails: Annotated[bool, typer.Option(help="Show pictures, where the terminal can.")] = True,
 ) -> None:
@@ -84,7 +90,7 @@ def search(
     )
 
     async def ask() -> tuple[SearchResponse, list[bytes | None]]:
-        async with _service(url, snapshots) as service:
+        async with _service(url, snapshots, key) as service:
             answer = (await service.search(**options)).response
             drawn = thumbnails and not as_json and terminal.shows_pictures()
             shown = answer.results[:_MOST_PICTURES] if drawn else []
@@ -110,12 +116,13 @@ def classify(
     wanted: FilterJson = None,
     snapshots: Snapshots = None,
     url: Url = None,
+    key: Key = None,
     as_json: AsJson = False,
 ) -> None:
     """Tell what a picture shows, by the votes of its labelled neighbours."""
 
     async def ask() -> ClassifyResponse:
-        async with _service(url, snapshots) as service:
+        async with _service(url, snapshots, key) as service:
             return await service.classify(image=picture, k=k, min_confidence=min_confidence, filter=_read(wanted))
 
     answer = asyncio.run(ask())
@@ -127,17 +134,34 @@ def classify(
         typer.echo(f"No label: the confidence, {answer.confidence or 0:.2f}, is below the least one.", err=True)
 
 
+@app.command()
+def doctor(
+    snapshots: Snapshots = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON, and nothing else.")] = False,
+) -> None:
+    """Check a deployment by its settings and its folder of snapshots; exit with 1 if something must be mended."""
+    # The service itself, which a client of another one does without.
+    from service.doctor import State, examine  # noqa: PLC0415
+
+    findings = list(examine(os.environ, snapshots))
+    if as_json:
+        typer.echo(json.dumps([finding.row() for finding in findings], indent=2))
+    else:
+        terminal.show_findings([finding.row() for finding in findings])
+    raise typer.Exit(any(finding.state is State.FAIL for finding in findings))
+
+
 def main() -> None:
     """Run the command line."""
     with one_line_errors():
         app()
 
 
-def _service(url: str | None, snapshots: Path | None) -> AbstractAsyncContextManager[AsyncClient]:
+def _service(url: str | None, snapshots: Path | None, key: str | None) -> AbstractAsyncContextManager[AsyncClient]:
     if url is not None and snapshots is not None:
         raise typer.BadParameter("Give --url or --snapshots, not both.", param_hint="--url")
     if url is not None:
-        return AsyncClient(url)
+        return AsyncClient(url, key=key)
     # These load the service itself, which a client of another one does without.
     from service.in_process import in_process  # noqa: PLC0415
     from service.settings import ServiceSettings  # noqa: PLC0415

@@ -1,7 +1,6 @@
 """What a route may ask for, as annotated types."""
 
 import asyncio
-import hmac
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
-from service.errors import NotReady, Unauthorized
+from service.errors import NotReady
 from service.live import LiveSearcher
 from service.pipeline import Pipeline
 from service.reindex import Reindexer
@@ -23,6 +22,7 @@ from service.schemas.contract import Contract
 from service.searcher import Searcher
 from service.settings import ServiceSettings
 from service.telemetry import Metrics
+from service.tracing import span
 
 Asked = TypeVar("Asked", bound=Contract)
 
@@ -31,19 +31,20 @@ _SMALL_BODY = 2**16
 
 
 class Stopwatch:
-    """Times the stages of one request."""
+    """Times the stages of one request, and traces them; what each took is kept in `stages`, in seconds."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, stages: dict[str, float] | None = None) -> None:
         self._metrics = metrics
         self._start = time.perf_counter()
-        self._stages: dict[str, float] = {}
+        self._stages = {} if stages is None else stages
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
         """Time a stage; what one stage takes in several goes is added up."""
         start = time.perf_counter()
         try:
-            yield
+            with span(stage):
+                yield
         finally:
             seconds = time.perf_counter() - start
             self._stages[stage] = self._stages.get(stage, 0.0) + seconds
@@ -115,24 +116,11 @@ class Means:
 # One dependency that asks for no others: FastAPI takes its time over each.
 async def _means(request: Request) -> Means:
     state = request.app.state
-    return Means(await _current(request), state.pipeline, state.settings, Stopwatch(state.metrics))
+    took = Stopwatch(state.metrics, request.scope["stages"])
+    return Means(await _current(request), state.pipeline, state.settings, took)
 
 
 QueryMeans = Annotated[Means, Depends(_means)]
-
-
-async def require_admin(request: Request, settings: AppSettings) -> None:
-    """Let only a bearer of the admin key pass.
-
-    Raises:
-        Unauthorized: the key is missing or wrong.
-    """
-    scheme, _, key = request.headers.get("authorization", "").partition(" ")
-    expected = settings.admin_key.get_secret_value() if settings.admin_key else ""
-    # Compared in constant time, so that the time of an answer does not tell how much of a guess was right.
-    right = hmac.compare_digest(key.encode(), expected.encode())
-    if scheme.lower() != "bearer" or not expected or not right:
-        raise Unauthorized("The admin routes need the header `Authorization: Bearer <KINDRED_ADMIN_KEY>`.")
 
 
 async def _body(request: Request) -> bytes | dict[str, Any]:

@@ -11,11 +11,13 @@ Errors of the service itself, beside those of `indexer.errors`:
   x CursorExpired   it belongs to a snapshot that is served no more
   x Overloaded      as many requests are waiting as may
   x DeadlinePassed  the answer would have come too late
-  x Unauthorized    the admin key is missing or wrong
+  x Unauthorized    the key is missing, or good for nothing
+  x ScopeMissing    the key is good, for other things
   x JobNotFound     no job has that id
   x SourceForbidden a reindex of a folder that is not registered
 """
 
+from errno import EROFS
 from http import HTTPStatus
 from typing import Any
 
@@ -70,7 +72,15 @@ class CursorExpired(ServiceError):
 
 
 class Overloaded(ServiceError):
-    """As many requests are waiting as may."""
+    """As many requests are waiting as may.
+
+    Attributes:
+        retry_after: when to come again, in whole seconds.
+    """
+
+    def __init__(self, detail: str, retry_after: int = 1) -> None:
+        super().__init__(detail)
+        self.retry_after = retry_after
 
 
 class DeadlinePassed(ServiceError):
@@ -78,7 +88,11 @@ class DeadlinePassed(ServiceError):
 
 
 class Unauthorized(ServiceError):
-    """The admin key is missing or wrong."""
+    """The key is missing, or good for nothing."""
+
+
+class ScopeMissing(ServiceError):
+    """The key is good, but not for this."""
 
 
 class JobNotFound(ServiceError):
@@ -100,6 +114,7 @@ STATUS: dict[type[KindredError], HTTPStatus] = {
     Overloaded: HTTPStatus.SERVICE_UNAVAILABLE,
     DeadlinePassed: HTTPStatus.GATEWAY_TIMEOUT,
     Unauthorized: HTTPStatus.UNAUTHORIZED,
+    ScopeMissing: HTTPStatus.FORBIDDEN,
     JobNotFound: HTTPStatus.NOT_FOUND,
     SourceForbidden: HTTPStatus.FORBIDDEN,
     ImageError: HTTPStatus.BAD_REQUEST,
@@ -152,13 +167,21 @@ def status_of(error: KindredError) -> HTTPStatus:
     return next(status for kind, status in STATUS.items() if isinstance(error, kind))
 
 
+def answer(request: Request, error: KindredError) -> JSONResponse:
+    """Return the response that an error leaves as."""
+    body = as_problem(request, error)
+    headers = _HEADERS.get(body["status"])
+    if isinstance(error, Overloaded):
+        headers = {"Retry-After": str(error.retry_after)}
+    return JSONResponse(body, body["status"], headers, PROBLEM_JSON)
+
+
 def install(app: FastAPI) -> None:
     """Have every error of an app leave as problem+json."""
 
     @app.exception_handler(KindredError)
     async def kindred_error(request: Request, error: KindredError) -> JSONResponse:
-        body = as_problem(request, error)
-        return JSONResponse(body, body["status"], _HEADERS.get(body["status"]), PROBLEM_JSON)
+        return answer(request, error)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -170,6 +193,13 @@ def install(app: FastAPI) -> None:
         code = _snake(HTTPStatus(error.status_code).phrase.replace(" ", ""))
         return problem(request, error.status_code, code, str(error.detail), dict(error.headers or {}))
 
+    @app.exception_handler(OSError)
+    async def read_only(request: Request, error: OSError) -> JSONResponse:
+        if error.errno != EROFS:  # of which only what writes can fail
+            raise error
+        detail = "The folder of snapshots is read-only for this service: build and publish where it can be written."
+        return problem(request, HTTPStatus.CONFLICT, "read_only", detail)
+
     @app.exception_handler(Exception)
     async def bug(request: Request, error: Exception) -> JSONResponse:
         structlog.get_logger().error("unexpected error", exc_info=error)
@@ -178,6 +208,7 @@ def install(app: FastAPI) -> None:
 
 
 def _told(request: Request, status: int, code: str, detail: str, **more: Any) -> dict[str, Any]:
+    request.scope["problem"] = code  # for the metrics
     return {
         "type": f"urn:kindred:problem:{code}",
         "title": HTTPStatus(status).phrase,

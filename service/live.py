@@ -29,11 +29,17 @@ class LiveSearcher:
 
     A request takes `searcher` once and keeps it to its end. A swap is one assignment; the old searcher, its files and
     its memory go with the last request that holds it.
+
+    Attributes:
+        searcher: of the served snapshot; None where there is none.
+        refused: why the last published snapshot is not the served one; None where it is.
+        leaving: whether the service was told to stop, and is not ready any more.
     """
 
     def __init__(self, store: SnapshotStore, settings: ServiceSettings, metrics: Metrics) -> None:
         self.searcher: Searcher | None = None
         self.refused: str | None = None
+        self.leaving = False
         self._store = store
         self._settings = settings
         self._metrics = metrics

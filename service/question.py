@@ -1,6 +1,5 @@
 """ask(): from a search request to what pictures are compared with."""
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -62,7 +61,7 @@ async def ask(request: SearchRequest, means: Means) -> Question:
         _check_relevance(criteria, means.searcher)
     among = None
     if request.filter is not None:
-        among = await asyncio.to_thread(means.searcher.snapshot.catalog.select, request.filter)
+        among = await means.pipeline.select(means.searcher.snapshot.catalog, request.filter)
     return Question(request, places, parts, basis, criteria, among)
 
 

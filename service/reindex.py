@@ -23,6 +23,7 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -88,8 +89,13 @@ class Reindexer:
         self._folder = store.folder.resolve() / _JOBS
         self._latest: tuple[str, threading.Thread] | None = None
 
-    def start(self, options: BuildOptions, name: EncoderName) -> Job:
+    def start(self, options: BuildOptions, name: EncoderName, within: Sequence[str] = ()) -> Job:
         """Start a build.
+
+        Args:
+            options: of the build.
+            name: of the encoder.
+            within: folders and URLs that the rows of tables may lead to, besides their own; anywhere where none is.
 
         Raises:
             BuildRunning: one is running, here or anywhere else over the same folder.
@@ -101,7 +107,7 @@ class Reindexer:
             for old in sorted(self._folder.glob("*"), key=_changed)[: 1 - _KEPT_JOBS]:
                 shutil.rmtree(old)
             folder = self._folder / uuid.uuid4().hex
-            process, record = _launch(self._command(options, name), folder)
+            process, record = _launch(self._command(options, name, within), folder)
             watcher = threading.Thread(target=_watch, args=(folder, process, record), daemon=True)
             self._latest = (folder.name, watcher)
         watcher.start()
@@ -138,7 +144,7 @@ class Reindexer:
             self.cancel(self._latest[0])
             self._latest[1].join(_GRACE_SECONDS)
 
-    def _command(self, options: BuildOptions, name: EncoderName) -> list[str]:
+    def _command(self, options: BuildOptions, name: EncoderName, within: Sequence[str]) -> list[str]:
         command = [sys.executable, "-m", "indexer", "build", "--progress", "json", f"--model={name.model}"]
         command += [f"--snapshots={self._store.folder.resolve()}", f"--index={options.index}"]
         command += [f"--near-duplicates={options.near_duplicates or 0}", f"--target-recall={options.target_recall}"]
@@ -147,7 +153,7 @@ class Reindexer:
             command.append(f"--pretrained={name.pretrained}")
         if options.labels:
             command.append(f"--labels={options.labels}")
-        return [*command, "--", *options.sources]
+        return [*command, *(f"--within={root}" for root in within), "--", *options.sources]
 
 
 def _launch(command: list[str], folder: Path) -> tuple[subprocess.Popen[bytes], _Record]:

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from indexer.catalog import ImageRecord
 from indexer.encoder import Embeddings, Encoder
 from indexer.errors import ImageError
-from indexer.filters import LABELLED, Filter
 from indexer.images import DecodePolicy
 from indexer.recall import QueryKind
 from indexer.relevance import Calibration
@@ -84,10 +83,6 @@ class Searcher:
         return self.snapshot.search(
             np.stack(vectors), terms.limit, terms.kind, selection=terms.selection, exact=terms.exact
         )
-
-    def labelled(self, filter_: Filter | None) -> Selection:
-        """Return the pictures that have a label, among those that a filter matches."""
-        return self.snapshot.catalog.select((filter_ or Filter()).narrowed(LABELLED))
 
 
 def classify(neighbors: Sequence[Hit], temperature: float) -> dict[str, float]:

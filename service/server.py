@@ -23,10 +23,13 @@ from uvicorn.config import STARTUP_FAILURE
 
 from service.app import create_app
 from service.live import LiveSearcher
+from service.protocol import TimedProtocol
 from service.settings import ServiceSettings
 from service.telemetry import configure_logs, forget_process
 
-# Requests under way at SIGTERM may take this long to end.
+# From SIGTERM on, /readyz answers 503 for this long before connections are refused.
+_NOTICE_SECONDS = 1
+# Requests under way then may take this long to end.
 _DRAIN_SECONDS = 20
 # A worker may take this long to end: it drains, and ends a reindex.
 _STOP_SECONDS = 45
@@ -44,6 +47,21 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, *, greets: bool) -> None:
         super().__init__(config)
         self._greets = greets
+        self._leaves_at: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Be found not ready first, and stop after that: whoever asks has time to send requests elsewhere."""
+        if sig != signal.SIGTERM or not self.started:
+            super().handle_exit(sig, frame)
+        elif self._leaves_at is None:
+            self._captured_signals.append(sig)
+            self.config.app.state.live.leaving = True  # type: ignore[union-attr]
+            self._leaves_at = time.monotonic() + _NOTICE_SECONDS
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._leaves_at is not None and time.monotonic() >= self._leaves_at:
+            self.should_exit = True
+        return await super().on_tick(counter)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -126,7 +144,8 @@ def _config(settings: ServiceSettings) -> uvicorn.Config:
         host=settings.host,
         port=settings.port,
         loop="uvloop",
-        http="httptools",
+        http=TimedProtocol,
+        ws="none",
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=_DRAIN_SECONDS,

@@ -1,8 +1,11 @@
 """Settings of the server, on top of those both rooms share."""
 
-from pydantic import Field, SecretStr
+from pathlib import Path
+
+from pydantic import Field, SecretStr, field_validator
 
 from indexer.settings import Settings
+from service.rate_limits import checked
 
 
 class ServiceSettings(Settings):
@@ -18,7 +21,13 @@ class ServiceSettings(Settings):
     """Processes that answer, over the same files in memory; the encoder and the interpreter each has for itself."""
 
     admin_key: SecretStr | None = Field(default=None, min_length=16)
-    """API key with the admin scope; without one there are no admin routes."""
+    """A key with all scopes; without it and without `keys` there are no admin routes."""
+
+    keys: Path | None = None
+    """File of API keys, written by `kindred keys`; with it, all but probes and the page needs a key."""
+
+    rate_limit: str = ""
+    """Most requests, such as `100/second`, by each key, and by each address without one, of each process."""
 
     roots: tuple[str, ...] = ()
     """Folders and URLs (a JSON list) that a reindex may read, besides the current snapshot's sources."""
@@ -28,6 +37,12 @@ class ServiceSettings(Settings):
 
     max_body_bytes: int = Field(default=20 * 2**20, gt=0)
     """Largest request body, in bytes."""
+
+    header_seconds: float = Field(default=10, gt=0)
+    """Time that the headers of a request may take, from the connection or from the request before, in seconds."""
+
+    body_seconds: float = Field(default=30, gt=0)
+    """Time that a body may take, either way, in seconds; longer while it moves at 10 kB/s."""
 
     deadline_seconds: float = Field(default=30, gt=0)
     """Time that a query may take once its body is there, in seconds; what is not begun by then is not done."""
@@ -39,10 +54,32 @@ class ServiceSettings(Settings):
     """Time that the first query of a batch may wait for others, in seconds; a client by itself never waits."""
 
     queue: int = Field(default=256, ge=1)
-    """Queries that may wait for each stage (decoding, encoding, searching); more are refused with 503."""
+    """Queries that may wait for each stage (filter, decoding, encoding, searching); more are refused with 503."""
+
+    queue_seconds: float = Field(default=1.0, gt=0)
+    """Time that a query may be expected to wait for a stage, in seconds, once `max_batch` wait; then it is refused."""
+
+    decode_pixels: int = Field(default=100_000_000, gt=0)
+    """Pixels that are decoded at a time; further pictures wait."""
+
+    body_memory: int = Field(default=512 * 2**20, gt=0)
+    """Bytes of request bodies in memory at a time; more are refused with 503."""
 
     text_cache: int = Field(default=10_000, ge=0)
     """Texts whose embeddings are kept in memory, the last used ones; 0 keeps none."""
 
     refresh_seconds: float = Field(default=0.5, gt=0)
     """How often to look for a newly published snapshot, in seconds."""
+
+    shadow_rate: float = Field(default=0.001, ge=0, le=1)
+    """Share of the searches of an approximate index that are repeated exactly, afterwards, to measure its recall."""
+
+    otlp_endpoint: str | None = None
+    """URL of an OTLP/HTTP receiver of traces, such as `http://localhost:4318/v1/traces`; none are made without it."""
+
+    @field_validator("rate_limit")
+    @classmethod
+    def _is_a_limit(cls, value: str) -> str:
+        if value:
+            checked(value)
+        return value

@@ -1,20 +1,40 @@
 """Request ids, structured logs and metrics. The door to structlog and to prometheus-client."""
 
 import logging
+import os
 import re
 import sys
 import time
 import uuid
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from http import HTTPMethod, HTTPStatus
+from typing import Any
 
 import structlog
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    Summary,
+    generate_latest,
+)
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from indexer.encoder import gpu_memory
+from service.tracing import Tracing, describe, trace_id
+
 METRICS_TYPE = CONTENT_TYPE_LATEST
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_METHODS = frozenset(HTTPMethod)
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
@@ -31,6 +51,9 @@ class Metrics:
         self._registry = CollectorRegistry()
         self.requests = Counter(
             "kindred_http_requests", "Requests answered.", ["method", "route", "status"], registry=self._registry
+        )
+        self.request_refusals = Counter(
+            "kindred_http_refusals", "Requests answered by a problem, by its code.", ["code"], registry=self._registry
         )
         self.request_seconds = Histogram(
             "kindred_http_request_duration_seconds",
@@ -60,6 +83,20 @@ class Metrics:
             registry=self._registry,
             multiprocess_mode="livesum",
         )
+        self.queue_seconds = Histogram(
+            "kindred_queue_wait_seconds",
+            "Time that an item waited for a stage.",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        # Of how many searches it tells is its count.
+        self.index_recall = Summary(
+            "kindred_index_recall_ratio",
+            "Share of the true nearest that a search of an approximate index found, of a sample of all searches.",
+            ["kind"],
+            registry=self._registry,
+        )
         self.text_cache = Counter(
             "kindred_text_cache", "Texts looked for among those encoded before.", ["outcome"], registry=self._registry
         )
@@ -78,14 +115,23 @@ class Metrics:
         )
         self.swaps = Counter("kindred_snapshot_swaps", "Snapshots taken into service.", registry=self._registry)
         self.refusals = Counter("kindred_snapshot_refusals", "Snapshots refused.", registry=self._registry)
+        self._started = Gauge(
+            "kindred_worker_started_timestamp_seconds",
+            "When a process began to answer, in Unix time.",
+            registry=self._registry,
+            multiprocess_mode="liveall",
+        )
+        self._started.set_to_current_time()
 
     def text(self) -> bytes:
         """Return all metrics in Prometheus's text format."""
         registry = self._registry
+        workers = [os.getpid()]
         if self._several:
             registry = CollectorRegistry()
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-        return generate_latest(registry)
+            workers = _living(registry)
+        return generate_latest(registry) + generate_latest(_machine(workers))
 
 
 def forget_process(pid: int) -> None:
@@ -93,20 +139,74 @@ def forget_process(pid: int) -> None:
     mark_process_dead(pid)  # type: ignore[no-untyped-call]
 
 
-class Telemetry:
-    """Gives each request an id (or keeps the client's), a log line and its place in the metrics."""
+class _Processes:
+    """Collects what each of some processes takes of the machine."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, pids: Iterable[int]) -> None:
+        self._pids = list(pids)
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the metrics of prometheus-client's own collector, each with the process that it is of."""
+        families: dict[str, Metric] = {}
+        for pid in self._pids:
+            one = ProcessCollector(pid=lambda pid=pid: pid, registry=CollectorRegistry())  # type: ignore[misc]
+            for metric in one.collect():
+                family = families.setdefault(metric.name, Metric(metric.name, metric.documentation, metric.type))
+                for sample in metric.samples:
+                    family.add_sample(sample.name, {"worker": str(pid)}, sample.value)
+        return families.values()
+
+
+class _Gpus:
+    """Collects the memory of the GPUs, once torch uses them."""
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the memory of each, whoever uses it."""
+        free = GaugeMetricFamily("kindred_gpu_memory_free_bytes", "Memory of a GPU that is free.", labels=["device"])
+        size = GaugeMetricFamily("kindred_gpu_memory_size_bytes", "Memory of a GPU.", labels=["device"])
+        for device, memory in enumerate(gpu_memory()):
+            for family, value in zip((free, size), memory, strict=True):
+                family.add_metric([str(device)], value)
+        return [family for family in (free, size) if family.samples]
+
+
+def _machine(workers: Iterable[int]) -> CollectorRegistry:
+    registry = CollectorRegistry()
+    registry.register(_Processes(workers))
+    registry.register(_Gpus())
+    return registry
+
+
+def _living(registry: CollectorRegistry) -> list[int]:
+    return [
+        int(sample.labels["pid"])
+        for metric in registry.collect()
+        if metric.name == "kindred_worker_started_timestamp_seconds"
+        for sample in metric.samples
+    ]
+
+
+class Telemetry:
+    """Gives each request an id (or keeps the client's), a log line, its place in the metrics and, if wanted, a trace.
+
+    What its stages took, in seconds, is collected in `scope["stages"]`, and told the client as `Server-Timing`.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing) -> None:
         self._app = app
         self._metrics = metrics
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, watched."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
         request_id = scope["request_id"] = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        stages: dict[str, float] = {}
+        scope["stages"] = stages
         status = 500
         start = time.perf_counter()
 
@@ -115,23 +215,44 @@ class Telemetry:
             if message["type"] == "http.response.start":
                 status = int(message["status"])
                 MutableHeaders(scope=message)["X-Request-ID"] = request_id
+                if stages:
+                    timing = _server_timing({**stages, "total": time.perf_counter() - start})
+                    MutableHeaders(scope=message)["Server-Timing"] = timing
             await send(message)
 
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
+        with self._tracing.request(scope["method"], scope["path"], headers) as span, _bound(request_id, span):
             try:
                 await self._app(scope, receive, watched)
             finally:
                 self._note(scope, status, time.perf_counter() - start)
+                if span is not None:
+                    describe(span, *_route(scope), status, request_id)
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
-        # The route's template, not the path: an id in a label would make a new series of each picture.
-        route = getattr(scope.get("route"), "path", "none")
-        method = scope["method"] if route != "none" else "other"
+        method, route = _route(scope)
         self._metrics.requests.labels(method, route, str(status)).inc()
+        if status >= HTTPStatus.BAD_REQUEST:
+            self._metrics.request_refusals.labels(scope.get("problem", "none")).inc()
         self._metrics.request_seconds.labels(method, route).observe(seconds)
         structlog.get_logger().info(
             "request", method=scope["method"], path=scope["path"], status=status, ms=round(seconds * 1000, 1)
         )
+
+
+def _route(scope: Scope) -> tuple[str, str]:
+    """Return what is bounded: the template, as the ids in a path are not, and a method that HTTP knows."""
+    route = getattr(scope.get("route"), "path", "none")
+    method = scope["method"]
+    return (method if method in _METHODS and route != "none" else "other"), route
+
+
+def _bound(request_id: str, span: Any) -> AbstractContextManager[Any]:
+    ids = {"request_id": request_id, **({} if span is None else {"trace_id": trace_id(span)})}
+    return structlog.contextvars.bound_contextvars(**ids)
+
+
+def _server_timing(stages: Mapping[str, float]) -> str:
+    return ", ".join(f"{stage};dur={seconds * 1000:.2f}" for stage, seconds in stages.items())
 
 
 def configure_logs() -> None:

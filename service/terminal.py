@@ -71,6 +71,16 @@ def show_results(results: Sequence[Result]) -> None:
     _console().print(table)
 
 
+def show_findings(rows: Sequence[Mapping[str, str]]) -> None:
+    """Print a table, a row for each check of `kindred doctor`."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in ("check", "state", "found", "remedy"):
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(_plain(row[str(column.header)]) for column in table.columns))
+    _console().print(table)
+
+
 def show_classes(answer: ClassifyResponse) -> None:
     """Print a table, a row for each class."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))

@@ -14,12 +14,17 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import uvicorn
 import yaml  # type: ignore[import-untyped]
 from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from typer.testing import CliRunner
 
+from indexer.__main__ import app as indexer_app
 from indexer.encoder import Encoder
+from service import cli
 from service.app import create_app
 from service.settings import ServiceSettings
 from tests.conftest import build_snapshot
@@ -81,8 +86,10 @@ def compose(environment: dict[str, str] | None = None) -> dict[str, Any]:
     return filled
 
 
-def services() -> list[Any]:
-    return [pytest.param(service, id=name) for name, service in compose()["services"].items()]
+def services(*, ours: bool = True) -> list[Any]:
+    """Return the services that are built from this repository, or all."""
+    found = compose()["services"].items()
+    return [pytest.param(service, id=name) for name, service in found if "build" in service or not ours]
 
 
 def project() -> dict[str, Any]:
@@ -104,18 +111,27 @@ def test_each_target_starts_its_console_script_without_a_shell(target: str) -> N
 
 
 def test_the_variants_of_the_dockerfile_are_cpu_and_gpu() -> None:
-    assert tuple(re.findall(r" (\w+)\) ", last("dependencies", "RUN"))) == VARIANTS
+    assert tuple(re.findall(r" (cpu|gpu|\w+)\) (?:\$|python)", last("dependencies", "RUN"))) == VARIANTS
     assert last("dependencies", "ARG") == "VARIANT=cpu"
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_the_dependencies_of_a_variant_are_those_of_the_project_and_of_its_extra(variant: str) -> None:
+def test_the_dependencies_of_the_gpu_variant_are_those_of_the_project_and_of_its_extras() -> None:
     words = shlex.split(last("dependencies", "RUN"))
     program = words[words.index("-c") + 1]
     printed = subprocess.run(
-        [sys.executable, "-c", program, variant], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", program, "gpu"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
-    assert printed.splitlines() == [*project()["dependencies"], *project()["optional-dependencies"][variant]]
+    extras = project()["optional-dependencies"]
+    assert printed.splitlines() == [*project()["dependencies"], *extras["gpu"], *extras["otel"]]
+
+
+def test_the_cpu_variant_installs_what_is_locked_by_hash_and_torch_of_a_pinned_version() -> None:
+    steps = last("dependencies", "RUN").split("cpu) ")[1].split(" ;;")[0].split("&&")
+    index = "https://download.pytorch.org/whl/cpu"
+    assert [" ".join(step.split()) for step in steps] == [
+        "$install --no-deps --require-hashes --requirement requirements-cpu.lock",
+        f"$install --no-deps --index-url {index} --constraint constraints.txt torch torchvision",
+    ]
 
 
 def test_all_that_the_dockerfile_copies_exists_and_nothing_else_is_sent_to_the_engine() -> None:
@@ -167,6 +183,60 @@ def test_the_health_check_fails_until_a_snapshot_is_served(source: Path, tmp_pat
     assert check(port).returncode == 1
 
 
+def manifests() -> list[Any]:
+    documents = yaml.safe_load_all((ROOT / "docker" / "kubernetes" / "kindred.yml").read_text())
+    return [pytest.param(each, id=f"{each['kind']}-{each['metadata']['name']}") for each in documents]
+
+
+def pod_specs() -> list[Any]:
+    found = {each.id: each.values[0]["spec"] for each in manifests()}
+    jobs = found["CronJob-kindred-indexer"]["jobTemplate"]["spec"]
+    return [found["Deployment-kindred"]["template"]["spec"], jobs["template"]["spec"]]
+
+
+@pytest.mark.parametrize("manifest", manifests())
+@pytest.mark.parametrize("version", ["1.31", kubernetes_validate.latest_version()])
+def test_kubernetes_understands_each_manifest_to_the_last_field(manifest: dict[str, Any], version: str) -> None:
+    kubernetes_validate.validate(manifest, version, strict=True)
+
+
+@pytest.mark.parametrize("pod", pod_specs())
+def test_each_pod_is_shut_in_and_runs_what_the_image_is_made_for(pod: dict[str, Any]) -> None:
+    (container,) = pod["containers"]
+    target = container["name"]
+    user = int(last(target, "USER").split(":")[0])
+    assert container["image"] == f"kindred-{target}:cpu"
+    assert (pod["securityContext"]["runAsUser"], pod["securityContext"]["runAsNonRoot"]) == (user, True)
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert pod["automountServiceAccountToken"] is False
+    mounts = {each["mountPath"]: each.get("readOnly", False) for each in container["volumeMounts"]}
+    assert mounts["/pictures"] is True
+    assert mounts["/snapshots"] is (target == "service")
+    assert {each["name"] for each in container["volumeMounts"]} == {each["name"] for each in pod["volumes"]}
+
+
+def test_the_probes_of_the_pod_ask_where_the_image_listens(client: TestClient) -> None:
+    (container,) = pod_specs()[0]["containers"]
+    assert container["ports"] == [{"name": "http", "containerPort": int(last("service", "EXPOSE"))}]
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        assert client.get(container[probe]["httpGet"]["path"]).status_code == 200
+
+
+def test_every_command_of_the_guide_is_understood() -> None:
+    guide = (ROOT / "docker" / "README.md").read_text()
+    lines = re.findall(r"^(kindred(?:-indexer)?) ((?:keys )?[a-z]+)(.*?)(?:\s+#.*)?$", guide, re.MULTILINE)
+    assert len(lines) > 6
+    for program, command, rest in lines:
+        app = indexer_app if program == "kindred-indexer" else cli.app
+        told = CliRunner().invoke(app, [*command.split(), "--help"])
+        assert told.exit_code == 0, f"{program} {command}"
+        assert [flag for flag in re.findall(r"--[a-z-]+", rest) if flag not in told.output] == []
+
+
 @contextmanager
 def listening(app: FastAPI) -> Iterator[int]:
     """Serve an app on a free port of this machine."""
@@ -183,7 +253,7 @@ def listening(app: FastAPI) -> Iterator[int]:
         thread.join()
 
 
-@pytest.mark.parametrize("service", services())
+@pytest.mark.parametrize("service", services(ours=False))
 def test_each_compose_service_is_shut_in(service: dict[str, Any]) -> None:
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
@@ -213,7 +283,7 @@ def test_each_compose_service_reads_pictures_and_keeps_snapshots_and_models(serv
         environment_of(target)["HOME"]: ("models", []),
     }
     assert Path(environment_of(target)["HF_HOME"]).is_relative_to("/models")
-    assert {name for name, _ in mounts.values()} == compose()["volumes"].keys()
+    assert {name for name, _ in mounts.values()} == compose()["volumes"].keys() - {"prometheus", "grafana"}
 
 
 def test_own_pictures_take_the_place_of_the_demo_collection() -> None:
@@ -240,4 +310,14 @@ def test_only_the_service_gets_the_admin_key_and_it_has_no_default(service: dict
 
 def test_only_this_machine_can_reach_the_service_unless_told_otherwise() -> None:
     published = [port for service in compose()["services"].values() for port in service.get("ports", [])]
-    assert set(published) == {f"127.0.0.1:8000:{last('service', 'EXPOSE')}"}
+    assert set(published) == {f"127.0.0.1:8000:{last('service', 'EXPOSE')}", "127.0.0.1:3000:3000"}
+
+
+def test_what_observes_is_started_by_its_profile_alone_in_a_pinned_version() -> None:
+    for service in compose()["services"].values():
+        if "build" not in service:
+            assert service["profiles"] == ["observe"]
+            assert re.search(r":v?\d+\.\d+\.\d+$", service["image"])
+            folders = [volume.split(":")[0] for volume in service["volumes"] if volume.startswith("./")]
+            assert folders
+            assert all((ROOT / folder).is_dir() for folder in folders)

@@ -44,12 +44,15 @@ class FetchPolicy:
         connect_seconds: for each of up to four addresses of a host.
         read_seconds: of silence.
         patience: attempts, and seconds for all of them.
+        within: the folders and URLs that the rows of a table may name files and objects in, besides the table's own
+            folder; anywhere where there are none.
     """
 
     hosts: tuple[str, ...] = ()
     connect_seconds: float = 10
     read_seconds: float = 20
     patience: Patience = field(default_factory=Patience)
+    within: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         guards(self.hosts)

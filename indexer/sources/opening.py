@@ -10,7 +10,7 @@ from indexer.errors import BuildError
 from indexer.images import DecodePolicy
 from indexer.sources.fetch import FetchPolicy, is_http
 from indexer.sources.folder import FolderSource
-from indexer.sources.remote import RemoteSource, is_url
+from indexer.sources.remote import RemoteSource, is_url, lies_within
 from indexer.sources.source import Item, Source
 from indexer.sources.tables import ENDINGS, TableSource
 from indexer.sources.tar_source import TarSource
@@ -72,14 +72,7 @@ def absolute(name: str) -> str:
 
 def is_within(name: str, roots: Sequence[str]) -> bool:
     """Tell whether what a typed name leads to lies in one of these folders, or below one of these URLs."""
-    location = _split(absolute(name))[1]
-    if is_url(location):
-        # An object store takes ".." for a name like any other, a file system behind a URL may not.
-        return ".." not in location.split("/") and any(
-            f"{location}/".startswith(f"{root.rstrip('/')}/") for root in roots
-        )
-    folders = (Path(root).resolve() for root in roots if not is_url(root))
-    return any(Path(location).resolve().is_relative_to(folder) for folder in folders)
+    return lies_within(_split(absolute(name))[1], roots)
 
 
 def _open(name: str, fetch: FetchPolicy) -> Source:

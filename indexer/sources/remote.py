@@ -8,8 +8,9 @@ import contextlib
 import errno
 import posixpath
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
 from fsspec.core import url_to_fs
@@ -33,6 +34,17 @@ Answer = TypeVar("Answer")
 def is_url(name: str) -> bool:
     """Tell whether a name is a URL (`s3://...`) or a chain of them, rather than a path."""
     return _URL.match(name) is not None
+
+
+def lies_within(location: str, roots: Sequence[str]) -> bool:
+    """Tell whether a path or URL lies in one of these folders, or below one of these URLs."""
+    if is_url(location):
+        # An object store takes ".." for a name like any other, a file system behind a URL may not.
+        return ".." not in location.split("/") and any(
+            f"{location}/".startswith(f"{root.rstrip('/')}/") for root in roots
+        )
+    folders = (Path(root).resolve() for root in roots if not is_url(root))
+    return any(Path(location).resolve().is_relative_to(folder) for folder in folders)
 
 
 @dataclass(frozen=True)

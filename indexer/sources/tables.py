@@ -13,7 +13,7 @@ from indexer.images import DecodePolicy, ImageFile, read
 from indexer.labels import TABLES, Description, describe, lines, parse_rows
 from indexer.sources.fetch import FetchPolicy, fetch, is_http
 from indexer.sources.folder import size_and_stamp
-from indexer.sources.remote import is_url, opened, read_url
+from indexer.sources.remote import is_url, lies_within, opened, read_url
 from indexer.sources.source import Item
 
 LIST = ".txt"
@@ -70,12 +70,21 @@ class TableSource:
             if place.partition("://")[0].lower() not in _STORES:
                 detail = f"A row may name a path, an http(s) URL or an object ({', '.join(_STORES)}), not {place!r}."
                 raise ImageError(Reason.FORBIDDEN_ADDRESS, detail)
+            self._check_reach(place)
             return read_url(place, policy)
         if is_url(self.table):
             return read_url(self.table.rpartition("/")[0], policy, self._beside(place))
         folder = Path(self.table).parent
-        root = Path(place).parent if Path(place).is_absolute() else folder
-        return read(ImageFile(place, folder / place), root, policy)
+        if not Path(place).is_absolute():
+            return read(ImageFile(place, folder / place), folder, policy)
+        self._check_reach(place)
+        return read(ImageFile(place, Path(place)), Path(place).parent, policy)
+
+    def _check_reach(self, place: str) -> None:
+        """See that what a row names lies where the rows of this table may lead."""
+        if self.fetch.within and not lies_within(place, (*self.fetch.within, str(Path(self.table).parent))):
+            detail = f"{place} lies in none of the folders that this build may read: {', '.join(self.fetch.within)}."
+            raise ImageError(Reason.OUTSIDE_SOURCE, detail)
 
     def _beside(self, path: str) -> str:
         """Return the path below the folder of a remote table that a row names."""

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends
 
+from indexer.filters import LABELLED, Filter
 from indexer.relevance import Confidence
 from service.deps import Means, QueryMeans, asked
 from service.describe import Classes
@@ -39,7 +40,7 @@ async def classify(
     learnt = _confidence(request, searcher)
     query = await query_of([request], means)
     with took("search"):
-        voters = await to_thread(searcher.labelled, request.filter)
+        voters = await means.pipeline.select(searcher.snapshot.catalog, (request.filter or Filter()).narrowed(LABELLED))
         # A picture of the index is found itself, and may not vote.
         found = await means.pipeline.search(searcher, query, Terms(request.k + (own is not None), kind, voters))
         neighbors = [hit for hit in found if hit.image.id != own][: request.k]

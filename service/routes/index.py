@@ -27,10 +27,11 @@ async def livez() -> Health:
 @probes.get("/readyz", responses={503: {"model": Health}})
 async def readyz(live: Live, response: Response) -> Health:
     """Tell whether queries can be answered."""
-    if live.searcher is not None:
+    if live.searcher is not None and not live.leaving:
         return Health(status="ok")
     response.status_code = 503
-    return Health(status="not ready", reason=live.refused or "no snapshot has been published")
+    why = "the service is being stopped" if live.leaving else live.refused or "no snapshot has been published"
+    return Health(status="not ready", reason=why)
 
 
 @probes.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})

@@ -1,6 +1,7 @@
 """Pictures in the index."""
 
 from asyncio import to_thread
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Response
@@ -35,29 +36,26 @@ _VALUES = 100
 
 
 @router.get("/items")
-def browse(request: Annotated[BrowseRequest, Query()], searcher: CurrentSearcher) -> BrowseResponse:
+async def browse(request: Annotated[BrowseRequest, Query()], means: QueryMeans) -> BrowseResponse:
     """List the pictures that a filter matches, a page at a time, and count their values of some keys."""
+    searcher, pipeline = means.searcher, means.pipeline
     snapshot, catalog = searcher.snapshot, searcher.snapshot.catalog
     same = digest("items", "" if request.filter is None else request.filter.model_dump_json())
     after = -1
     if request.cursor is not None:
         after = max(Cursor.read(request.cursor, snapshot.manifest.id, same).rows, default=-1)
-    among = None if request.filter is None else catalog.select(request.filter)
+    among = None if request.filter is None else await pipeline.select(catalog, request.filter)
     total = len(snapshot) if among is None else among.count
     # One more than is shown tells whether there are more.
-    found = catalog.page(among, after, request.limit + 1)
+    found = await to_thread(catalog.page, among, after, request.limit + 1)
     shown = found[: request.limit]
+    wanted = request.filter or Filter()
+    counts = {key: await pipeline.scan(partial(catalog.facet, wanted, key, _VALUES)) for key in request.facets}
     following = Cursor(snapshot=snapshot.manifest.id, request=same, rows=(shown[-1].row,)) if shown else None
     return BrowseResponse(
         items=[Item.of(image) for image in shown],
         total=total,
-        facets={
-            key: [
-                FacetCount(value=value, count=count)
-                for value, count in catalog.facet(request.filter or Filter(), key, _VALUES)
-            ]
-            for key in request.facets
-        },
+        facets={key: [FacetCount(value=value, count=count) for value, count in own] for key, own in counts.items()},
         next_cursor=following.encoded() if following and len(found) > len(shown) else None,
         index=IndexRef.of(searcher),
     )

@@ -1,5 +1,6 @@
 """The map: pictures on a grid whose neighbours look alike."""
 
+from asyncio import to_thread
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -7,6 +8,7 @@ import numpy as np
 from fastapi import APIRouter, Depends
 
 from indexer.catalog import ImageRecord
+from indexer.selection import Selection
 from service.deps import QueryMeans, asked
 from service.layout import Grid, sorted_grid
 from service.limits import AwaitedRoute
@@ -19,13 +21,16 @@ router = APIRouter(prefix="/v1", responses=PROBLEMS, route_class=AwaitedRoute)
 
 
 @router.post("/map", openapi_extra=body(MapRequest))
-def lay_out(request: Annotated[MapRequest, Depends(asked(MapRequest))], means: QueryMeans) -> MapResponse:
+async def lay_out(request: Annotated[MapRequest, Depends(asked(MapRequest))], means: QueryMeans) -> MapResponse:
     """Lay pictures out on a grid where neighbours look alike."""
     searcher, took = means.searcher, means.took
     with took("select"):
-        images = _images(request, searcher)
+        among = None
+        if request.filter is not None:
+            among = await means.pipeline.select(searcher.snapshot.catalog, request.filter)
+        images = await to_thread(_images, request, searcher, among)
     with took("sort"):
-        grid = _grid(images, searcher)
+        grid = await to_thread(_grid, images, searcher)
     return MapResponse(
         columns=grid.columns,
         rows=grid.rows,
@@ -38,14 +43,13 @@ def lay_out(request: Annotated[MapRequest, Depends(asked(MapRequest))], means: Q
     )
 
 
-def _images(request: MapRequest, searcher: Searcher) -> list[ImageRecord]:
+def _images(request: MapRequest, searcher: Searcher, among: Selection | None) -> list[ImageRecord]:
     if request.ids is not None:
         return [searcher.item(image_id) for image_id in dict.fromkeys(request.ids)]
-    catalog = searcher.snapshot.catalog
-    rows = np.arange(len(searcher.snapshot)) if request.filter is None else catalog.select(request.filter).rows()
+    rows = np.arange(len(searcher.snapshot)) if among is None else among.rows()
     # Spread evenly: a collection often lies in folders, and the first ones are all alike.
     chosen = rows[np.linspace(0, len(rows) - 1, min(request.limit, len(rows))).astype(np.int64)]
-    return catalog.rows(chosen.tolist())
+    return searcher.snapshot.catalog.rows(chosen.tolist())
 
 
 def _grid(images: Sequence[ImageRecord], searcher: Searcher) -> Grid:

@@ -13,7 +13,8 @@ const UNREACHABLE = "The service cannot be reached. See whether it is running, t
 async function request(path, { method = "GET", body, key, signal } = {}) {
   const headers = {};
   if (body !== undefined) headers["Content-Type"] = "application/json";
-  if (key) headers.Authorization = `Bearer ${key}`;
+  const given = key ?? sessionStorage.getItem("kindred-admin-key");
+  if (given) headers.Authorization = `Bearer ${given}`;
   let response;
   try {
     response = await fetch(path, { method, headers, signal, body: body === undefined ? undefined : JSON.stringify(body) });

@@ -79,6 +79,8 @@ def _reap(leader: int, others: set[int]) -> int:
     deadline = time.monotonic() + _ORPHANS_SECONDS
     while orphans := set(map(int, children.read_text().split())) - others:
         for orphan in orphans:
+            # One that was leaving the group of a command when that was stopped has not heard that all shall go on.
+            os.kill(orphan, signal.SIGCONT)
             os.waitpid(orphan, os.WNOHANG)
         if time.monotonic() > deadline:
             raise RuntimeError(f"processes of a command outlive it: {orphans}")

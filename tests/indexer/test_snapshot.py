@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from indexer.encoder import Embeddings
 from indexer.errors import CorruptSnapshot, ImageError, Reason
 from indexer.index import Rows, VectorIndex
-from indexer.snapshot import MANIFEST, Snapshot, file_facts
+from indexer.snapshot import CHECKSUM, MANIFEST, Snapshot, file_facts
 from indexer.store import SnapshotStore
 from tests.pictures import POLICY
 from tests.snapshots import THUMBNAIL, replace, search, unit_vectors, write_snapshot
@@ -329,8 +329,9 @@ def test_a_file_of_another_snapshot_is_corrupt(store: SnapshotStore, folder: Pat
 
 
 def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Change the manifest of a snapshot."""
+    """Change the manifest of a snapshot, as one who knows of its checksum does."""
     manifest = json.loads((folder / MANIFEST).read_bytes())
+    del manifest[CHECKSUM]
     change(manifest)
     replace(folder / MANIFEST, json.dumps(manifest).encode())
 

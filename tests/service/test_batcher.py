@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from service.admission import Room
 from service.batcher import Batcher
 from service.errors import Overloaded
 from service.telemetry import Metrics
@@ -37,7 +38,7 @@ class Doubler:
 async def batching(
     run: Doubler, *, most: int = 8, wait_seconds: float = 0.0, queue: int = 100, threads: int = 1
 ) -> AsyncIterator[Batcher[str, int, int]]:
-    batcher = Batcher("test", run, Metrics(), most=most, wait_seconds=wait_seconds, queue=queue, threads=threads)
+    batcher = Batcher("test", run, Metrics(), most=most, wait_seconds=wait_seconds, room=Room(queue), threads=threads)
     try:
         yield batcher
     finally:
@@ -249,7 +250,7 @@ def test_the_sizes_of_batches_and_the_length_of_the_queue_are_measured() -> None
     run, metrics = Doubler(), Metrics()
 
     async def test() -> str:
-        batcher: Batcher[str, int, int] = Batcher("test", run, metrics, most=8, wait_seconds=0, queue=9)
+        batcher: Batcher[str, int, int] = Batcher("test", run, metrics, most=8, wait_seconds=0, room=Room(9))
         tasks = await asking(batcher, 0)
         await started(run)
         tasks += await asking(batcher, 1, 2, 3)

@@ -1,0 +1,151 @@
+"""Who may ask, and how often: every request passes here before anything of it is read."""
+
+import hashlib
+import hmac
+import time
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+
+import structlog
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service import errors
+from service.errors import ScopeMissing, Unauthorized
+from service.keys import BadKeyFile, Key, KeyFile
+from service.keys import Scope as KeyScope
+from service.rate_limits import RateLimit, network
+from service.settings import ServiceSettings
+
+# How often a change of the file of keys is looked for, in seconds.
+_LOOK_SECONDS = 1.0
+# What is open to all even where keys are asked for: probes, and the page, which asks for a key itself.
+_FREE_PATHS = {"/", "/livez", "/readyz"}
+_PAGE = "web"
+# The scope for each first segment of a path. All else is for administrators: a route that is new is closed.
+_SCOPES = {
+    "v1": KeyScope.SEARCH,
+    "docs": KeyScope.SEARCH,
+    "redoc": KeyScope.SEARCH,
+    "openapi.json": KeyScope.SEARCH,
+    "metrics": KeyScope.METRICS,
+}
+
+
+@dataclass(frozen=True)
+class _Holder:
+    """Who has come with a key: its id, and what it may do."""
+
+    id: str
+    scopes: tuple[KeyScope, ...]
+
+
+class KeyRing:
+    """The keys of a file, which is read again when it changes; one that is broken then leaves the last good ones.
+
+    Raises:
+        BadKeyFile: it cannot be read at the start.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen = self._look()
+        self._looked = time.monotonic()
+        self._file = KeyFile.read(path)
+
+    def find(self, given: str) -> Key | None:
+        """Return the key that was given, if there is such a one and it is good now."""
+        if time.monotonic() - self._looked >= _LOOK_SECONDS:
+            self._looked = time.monotonic()
+            self._refresh()
+        return self._file.find(given)
+
+    def _refresh(self) -> None:
+        seen = self._look()
+        if seen == self._seen:
+            return
+        self._seen = seen
+        try:
+            self._file = KeyFile.read(self._path)
+        except BadKeyFile as error:
+            structlog.get_logger().error("keys kept as they were", reason=str(error))
+
+    def _look(self) -> tuple[int, int, int] | None:
+        try:
+            found = self._path.stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_ino, found.st_size
+
+
+class Gate:
+    """Lets a request pass if its key has the scope that its path needs, and is not used too often.
+
+    With `KINDRED_KEYS`, whatever is not free needs a key; without, only the admin routes do. The path is the one that
+    routes are matched with (`scope["path"]`): one rebuilt from the Host header is the client's to choose.
+    """
+
+    def __init__(self, app: ASGIApp, settings: ServiceSettings) -> None:
+        self._app = app
+        self._ring = None if settings.keys is None else KeyRing(settings.keys)
+        admin_key = settings.admin_key
+        self._admin = None if admin_key is None else _digest(admin_key.get_secret_value())
+        self._limit = RateLimit(settings.rate_limit) if settings.rate_limit else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer 401, 403 or 429."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        # A request that was pipelined begins in the context of the one before.
+        structlog.contextvars.unbind_contextvars("key")
+        path = scope["path"]
+        first = path.removeprefix("/").partition("/")[0]
+        if path not in _FREE_PATHS and first != _PAGE:
+            refusal = self._refusal(scope, first)
+            if refusal is not None:
+                await refusal(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _refusal(self, scope: Scope, first: str) -> Response | None:
+        request, holder = Request(scope), self._holder(_given(Headers(scope=scope)))
+        if holder is not None:
+            structlog.contextvars.bind_contextvars(key=holder.id)
+        if self._limit is not None:
+            client = scope.get("client") or ("",)
+            headers = self._limit.take(f"key {holder.id}" if holder is not None else f"from {network(client[0])}")
+            if headers is not None:
+                detail = f"These are more requests than {self._limit}; ask again in {headers['Retry-After']} s."
+                return errors.problem(request, HTTPStatus.TOO_MANY_REQUESTS, "rate_limited", detail, headers)
+        needed = self._needed(first)
+        if needed is None or (holder is not None and needed in holder.scopes):
+            return None
+        if holder is not None:
+            return errors.answer(request, ScopeMissing(f"This needs a key with the scope {needed}."))
+        detail = "This needs a key that is good, in the header `Authorization: Bearer <key>`."
+        return errors.answer(request, Unauthorized(detail))
+
+    def _needed(self, first: str) -> KeyScope | None:
+        if self._ring is None:
+            return KeyScope.ADMIN if first == "admin" and self._admin is not None else None
+        return _SCOPES.get(first, KeyScope.ADMIN)
+
+    def _holder(self, given: str) -> _Holder | None:
+        if self._admin is not None and hmac.compare_digest(_digest(given), self._admin):
+            return _Holder("admin", tuple(KeyScope))
+        key = None if self._ring is None else self._ring.find(given)
+        return None if key is None else _Holder(key.id, key.scopes)
+
+
+def _given(headers: Headers) -> str:
+    """Return the key that a request brings, which may be any text."""
+    scheme, _, key = headers.get("authorization", "").partition(" ")
+    return key if scheme.lower() == "bearer" else headers.get("api-key", "")
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()
