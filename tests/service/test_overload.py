@@ -191,6 +191,7 @@ def test_at_more_than_can_be_done_each_is_answered_or_refused_properly_and_all_i
                 assert answer.json()["code"] == "overloaded"
                 assert 1 <= int(answer.headers["retry-after"]) <= LONGEST_RETRY
         assert waiting(client) == 0
-        assert measured(client, 'kindred_batch_size_sum{stage="encode"}') == statuses[200]
+        # Some are encoded, and then find no room to be searched for.
+        assert statuses[200] <= measured(client, 'kindred_batch_size_sum{stage="encode"}') <= len(answers)
         assert all(len(batch) <= 4 for batch in encoder.texts)
         assert [search(client, f"afterwards {number}").status_code for number in range(20)] == [200] * 20

@@ -67,10 +67,10 @@ def test_where_all_patches_are_alike_nothing_is_shown() -> None:
 def test_the_map_is_strongest_where_the_most_similar_patch_is(
     client: TestClient, source: Path, encoder: Encoder
 ) -> None:
-    response = client.post(f"/v1/items/{RED}/similarity-map", json={"query": "2:a red star - a moon"})
+    response = client.post(f"/v1/items/{RED}/similarity-map", json={"query": "2:a red star + a moon"})
     assert (response.status_code, response.headers["content-type"]) == (200, "image/png")
     star, moon = encoder.encode_texts(["a red star", "a moon"]).astype(np.float64)
-    (query,) = unit((2 * star - moon)[None])
+    (query,) = unit((2 * star + moon)[None])
     patches = encoder.patches(decode((source / "red" / "1.png").read_bytes(), POLICY).rgb)
     assert patches is not None
     row, column = np.unravel_index((patches.vectors @ query).argmax(), (4, 4))

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from indexer.durable import write_whole
-from indexer.encoder import Encoder, EncoderName, load_encoder
+from indexer.encoder import Encoder
 from indexer.errors import KindredError, SnapshotError
 from indexer.recall import QueryKind
 from indexer.snapshot import MANIFEST, Snapshot, file_facts
@@ -22,7 +22,6 @@ from indexer.store import SnapshotStore
 from service.app import create_app
 from service.settings import ServiceSettings
 from tests.conftest import build_snapshot, draw_collection
-from tests.models import new_model, save_model
 from tests.served import serving, wait_for
 from tests.snapshots import unit_vectors, write_snapshot
 from tests.trust.figures import noted, sized
@@ -51,16 +50,6 @@ def pair(tmp_path_factory: pytest.TempPathFactory, encoder: Encoder) -> Pair:
     first = build_snapshot(folder / "pictures", folder / "s", encoder, table, "HNSW8").manifest.id
     second = build_snapshot(folder / "others", folder / "s", encoder, "parent", "HNSW8").manifest.id
     return Pair(folder / "s" / first, folder / "s" / second, folder / "pictures")
-
-
-@pytest.fixture(scope="module")
-def stranger(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build a snapshot of the same pictures with another model."""
-    folder = tmp_path_factory.mktemp("stranger")
-    name = EncoderName(model=save_model(folder / "model", new_model(7)))
-    other = load_encoder(name, device="cpu", threads=1)
-    report = build_snapshot(pair.pictures, folder / "s", other, str(pair.pictures / "table.csv"), "HNSW8")
-    return folder / "s" / report.manifest.id
 
 
 def told(snapshot: Snapshot) -> Any:
@@ -175,9 +164,7 @@ MISMATCHES: dict[str, Callable[[Path, Path], Any]] = {
 
 
 @pytest.mark.parametrize("mismatch", MISMATCHES)
-def test_what_does_not_belong_to_a_snapshot_cannot_be_activated(
-    pair: Pair, stranger: Path, tmp_path: Path, mismatch: str
-) -> None:
+def test_what_does_not_belong_to_a_snapshot_cannot_be_activated(pair: Pair, tmp_path: Path, mismatch: str) -> None:
     store = SnapshotStore(tmp_path / "s")
     good = copy(pair.second, store.folder / pair.second.name)
     store.publish(good.name)
@@ -185,7 +172,7 @@ def test_what_does_not_belong_to_a_snapshot_cannot_be_activated(
     shutil.copytree(pair.first, bad)
     for path in bad.iterdir():
         path.chmod(0o644)
-    MISMATCHES[mismatch](bad, stranger)
+    MISMATCHES[mismatch](bad, pair.second)
     live = create_app(ServiceSettings(snapshots=store.folder)).state.live
     live.refresh()
     serving = live.searcher
