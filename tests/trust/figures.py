@@ -11,6 +11,8 @@ from dataclasses import asdict, astuple, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "tests" / "RELIABILITY.md"
 
@@ -22,9 +24,10 @@ COLLECTED = "TRUST_FIGURES"
 _SIZES = ("CI", "middle", "full")
 _HEAD = """# Reliability: promises and figures
 
-Written by `make trust`; do not edit. Each row is a test. `make test` runs all of them at the size CI; `make trust` runs
-them longer, and `TRUST=full make trust` at the size of a release, which takes hours. A figure is what the test counted
-when it last ran under `make trust`, on the machine of that day.
+Written by `make trust`; do not edit. Each row is a test. `make test` runs them at the size CI, but for those that start
+and stop services or fill disks (R4, R5, R15, R16, R22), which take minutes; `make trust` runs all of them longer, and
+`TRUST=full make trust` at the size of a release, which takes hours. A figure is what the test counted when it last ran
+under `make trust`, on the machine of that day.
 
 | promise | what is done | test | last figure | size | seed | date |
 | --- | --- | --- | --- | --- | --- | --- |
@@ -39,6 +42,10 @@ _CITED = (
     ("R17", "forbidden addresses", "tests/indexer/sources/test_ssrf.py", "see the test", "CI"),
     ("R21", "the API against its own document", "tests/test_schema.py", "see tests/README.md", "schema-test"),
 )
+
+
+LONG = pytest.mark.skipif(os.environ.get(SIZE, "CI") == "CI", reason="starts and stops services: make trust")
+"""Of tests that take a minute and more at any size."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,9 @@ from tests.crash.collection import Collection
 from tests.crash.disk import Shortages, full_disks
 from tests.crash.forks import Forks
 from tests.crash.kills import Job
-from tests.trust.figures import noted, sized
+from tests.trust.figures import LONG, noted, sized
+
+pytestmark = LONG
 
 SEED = 5
 

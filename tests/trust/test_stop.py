@@ -10,7 +10,9 @@ import httpx2
 import pytest
 
 from tests.served import Service, serving
-from tests.trust.figures import noted, sized
+from tests.trust.figures import LONG, noted, sized
+
+pytestmark = LONG
 
 _DRAIN_SECONDS = 20
 _CLIENTS = 4

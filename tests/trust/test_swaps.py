@@ -5,6 +5,7 @@ import random
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import httpx2
@@ -14,7 +15,9 @@ from indexer.store import SnapshotStore
 from tests import swaps
 from tests.conftest import ADMIN_KEY, build_snapshot
 from tests.served import serving, wait_for
-from tests.trust.figures import noted, sized
+from tests.trust.figures import LONG, noted, sized
+
+pytestmark = LONG
 
 SEED = 15
 _MIB = 2**20
@@ -27,7 +30,10 @@ def resident(pid: int) -> int:
 
 def opened(pid: int, folder: Path) -> Counter[str]:
     """Count what a process has open, and has mapped, below a folder, by snapshot; `all` is every descriptor."""
-    links = [str(each.readlink()) for each in Path(f"/proc/{pid}/fd").iterdir()]
+    links = []
+    for each in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            links.append(str(each.readlink()))
     maps = [line.split(maxsplit=5)[-1] for line in Path(f"/proc/{pid}/maps").read_text().splitlines()]
     inside = [Path(path).parent.name for path in links + maps if path.startswith(f"{folder}/")]
     return Counter(inside) + Counter(all=len(links))
