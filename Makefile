@@ -81,6 +81,7 @@ scale-bench: $(VENV)/installed-dev
 search-bench: $(VENV)/installed-dev
 	$(BIN)/python -m tests.bench.search $(DEMO)/search
 	$(BIN)/python -m tests.bench.search $(DEMO)/search --growth
+	$(BIN)/python -m tests.bench.search_estimate $(DEMO)/search
 
 serving-bench: $(VENV)/installed-dev
 	$(BIN)/python -m tests.bench.serving $(DEMO)/serving

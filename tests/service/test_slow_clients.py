@@ -13,6 +13,7 @@ import pytest
 
 from tests.served import Service, serving, wait_for
 from tests.service.conftest import Library
+from tests.trust.figures import LONG
 
 HEADER_SECONDS, BODY_SECONDS = 1.0, 1.5
 POST = b"POST /v1/search HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -21,7 +22,10 @@ QUERY = {"query": [{"text": "a red picture"}], "limit": 3}
 PATIENCE = 60
 
 
-@pytest.fixture(scope="module", params=[(), ("--workers=2",)], ids=["one process", "two workers"])
+# Each waits for a dozen deadlines: the second under `make trust`.
+@pytest.fixture(
+    scope="module", params=[(), pytest.param(("--workers=2",), marks=LONG)], ids=["one process", "two workers"]
+)
 def service(request: pytest.FixtureRequest, library: Library) -> Iterator[Service]:
     """Serve with little patience."""
     patience = {"KINDRED_HEADER_SECONDS": str(HEADER_SECONDS), "KINDRED_BODY_SECONDS": str(BODY_SECONDS)}
