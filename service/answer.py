@@ -11,7 +11,7 @@ from service.explain import explained
 from service.fusion import fused, judged
 from service.question import Question, ask
 from service.ranking import Arrangement, Candidate, Page, arrange, counted
-from service.schemas.items import FacetCount, IndexRef, Result
+from service.schemas.items import MOST_VALUES, FacetCount, IndexRef, Result
 from service.schemas.search import Hidden, SearchRequest, SearchResponse
 from service.searcher import Searcher, Terms
 
@@ -22,8 +22,6 @@ MOST_SHOWN = 10_000
 _SPARE, _FEWEST = 4, 200
 # Facets count so many of the nearest; what must be compared with several examples is found among so many for each.
 _COUNTED = 1_000
-# Values of a key that are told.
-_VALUES = 100
 # How much deeper to look where too many candidates were left out.
 _DEEPER = 4
 
@@ -35,7 +33,8 @@ async def answer(request: SearchRequest, means: Means) -> SearchResponse:
         KindredError: it has no answer; the error says why.
     """
     question = await ask(request, means)
-    shown = _shown(request, means.searcher)
+    same = _digest(request)
+    shown = _shown(request.cursor, same, means.searcher)
     with means.took("search"):
         page, exhausted = await _page(question, shown, means)
     chosen = page.chosen[: request.limit]
@@ -48,7 +47,7 @@ async def answer(request: SearchRequest, means: Means) -> SearchResponse:
         results = [result.model_copy(update={"explanation": own}) for result, own in both]
     return SearchResponse(
         results=results,
-        next_cursor=_cursor(request, rows, means.searcher) if chosen and more and len(rows) < MOST_SHOWN else None,
+        next_cursor=_cursor(same, rows, means.searcher) if chosen and more and len(rows) < MOST_SHOWN else None,
         no_confident_match=page.cut > 0 and not page.passed,
         hidden=Hidden(
             filter=0 if question.among is None else len(means.searcher.snapshot) - question.among.count,
@@ -114,22 +113,21 @@ def _result(candidate: Candidate, rank: int, page: Page) -> Result:
 
 def _facet(passed: Sequence[Candidate], key: str) -> list[FacetCount]:
     values = counted((candidate.hit.image for candidate in passed), key)
-    return [FacetCount(value=value, count=count) for value, count in values[:_VALUES]]
+    return FacetCount.all(values[:MOST_VALUES])
 
 
-def _shown(request: SearchRequest, searcher: Searcher) -> tuple[int, ...]:
+def _shown(text: str | None, same: str, searcher: Searcher) -> tuple[int, ...]:
     """Return the rows of the pictures on earlier pages."""
-    if request.cursor is None:
+    if text is None:
         return ()
-    cursor = Cursor.read(request.cursor, searcher.snapshot.manifest.id, _digest(request))
+    cursor = Cursor.read(text, searcher.snapshot.manifest.id, same)
     if not all(0 <= row < len(searcher.snapshot) for row in cursor.rows):
         raise BadQuery("This is no cursor: send `next_cursor` of an earlier answer as it came.")
     return cursor.rows
 
 
-def _cursor(request: SearchRequest, rows: Sequence[int], searcher: Searcher) -> str:
-    cursor = Cursor(snapshot=searcher.snapshot.manifest.id, request=_digest(request), rows=tuple(rows))
-    return cursor.encoded()
+def _cursor(same: str, rows: Sequence[int], searcher: Searcher) -> str:
+    return Cursor(snapshot=searcher.snapshot.manifest.id, request=same, rows=tuple(rows)).encoded()
 
 
 def _digest(request: SearchRequest) -> str:

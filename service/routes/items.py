@@ -16,7 +16,7 @@ from service.errors import BadQuery, ItemGone
 from service.limits import AwaitedRoute
 from service.openapi import PROBLEMS, body
 from service.query import encoded
-from service.schemas.items import BrowseRequest, BrowseResponse, FacetCount, IndexRef, Item, ItemDetail
+from service.schemas.items import MOST_VALUES, BrowseRequest, BrowseResponse, FacetCount, IndexRef, Item, ItemDetail
 from service.schemas.similarity import SimilarityMapRequest
 from service.searcher import Searcher, Vector, combine
 from service.similarity_map import similarity_map
@@ -29,10 +29,6 @@ _PICTURE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; sandbox",
     "Cache-Control": "private, max-age=3600",
 }
-
-
-# Values of a key that are told.
-_VALUES = 100
 
 
 @router.get("/items")
@@ -50,12 +46,12 @@ async def browse(request: Annotated[BrowseRequest, Query()], means: QueryMeans) 
     found = await to_thread(catalog.page, among, after, request.limit + 1)
     shown = found[: request.limit]
     wanted = request.filter or Filter()
-    counts = {key: await pipeline.scan(partial(catalog.facet, wanted, key, _VALUES)) for key in request.facets}
+    counts = {key: await pipeline.scan(partial(catalog.facet, wanted, key, MOST_VALUES)) for key in request.facets}
     following = Cursor(snapshot=snapshot.manifest.id, request=same, rows=(shown[-1].row,)) if shown else None
     return BrowseResponse(
         items=[Item.of(image) for image in shown],
         total=total,
-        facets={key: [FacetCount(value=value, count=count) for value, count in own] for key, own in counts.items()},
+        facets={key: FacetCount.all(own) for key, own in counts.items()},
         next_cursor=following.encoded() if following and len(found) > len(shown) else None,
         index=IndexRef.of(searcher),
     )

@@ -1,7 +1,7 @@
 """Pictures in the index, and the snapshot that an answer comes from."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Self
 
 import numpy as np
@@ -137,11 +137,20 @@ class Result(Item):
         ]
 
 
+MOST_VALUES = 100
+"""Values of a key that are told."""
+
+
 class FacetCount(Contract):
     """One value of a key, and how many pictures have it."""
 
     value: str | float | bool
     count: int
+
+    @classmethod
+    def all(cls, counts: Iterable[tuple[str | float | bool, int]]) -> list[Self]:
+        """Keep the order."""
+        return [cls(value=value, count=count) for value, count in counts]
 
 
 _KEYS = re.compile(r'(?:"[^"]*"|[^",])+')

@@ -119,18 +119,7 @@ def test_a_link_that_is_swapped_all_the_time_never_shows_another_file(client: Te
 @pytest.fixture
 def net(monkeypatch: pytest.MonkeyPatch) -> Net:
     """Note every connection that is begun; only those to the allowed port are made."""
-    watched, connect = Net(), socket.socket.connect
-
-    def watch(self: socket.socket, address: tuple[object, ...]) -> None:
-        watched.connected.append(str(address[0]))
-        if address[1] != watched.allowed:
-            raise ConnectionRefusedError
-        connect(self, address)
-
-    monkeypatch.setattr(socket.socket, "connect", watch)
-    monkeypatch.setattr(socket.socket, "connect_ex", watch)
-    monkeypatch.setattr(socket, "getaddrinfo", watched.resolve)
-    return watched
+    return Net.put_in(monkeypatch)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@
 
 import socket
 from collections.abc import Iterator
+from typing import Self
 
 import pytest
 from hypothesis import given, settings
@@ -89,6 +90,23 @@ class Net:
         self.asked: list[str] = []
         self.allowed: int | None = None
 
+    @classmethod
+    def put_in(cls, monkeypatch: pytest.MonkeyPatch) -> Self:
+        """Take the place of the network: every connection that is begun is noted."""
+        watched = cls()
+        connect = socket.socket.connect
+
+        def watch(self: socket.socket, address: tuple[object, ...]) -> None:
+            watched.connected.append(str(address[0]))
+            if address[1] != watched.allowed:
+                raise ConnectionRefusedError
+            connect(self, address)
+
+        monkeypatch.setattr(socket.socket, "connect", watch)
+        monkeypatch.setattr(socket.socket, "connect_ex", watch)
+        monkeypatch.setattr(socket, "getaddrinfo", watched.resolve)
+        return watched
+
     def resolve(self, host: str, port: int, *_: object) -> list[tuple[int, int, int, str, tuple[object, ...]]]:
         """Stand in for getaddrinfo: each lookup of a name takes the next of its answers, and then the last again."""
         self.asked.append(host)
@@ -106,19 +124,7 @@ class Net:
 
 @pytest.fixture
 def net(monkeypatch: pytest.MonkeyPatch) -> Net:
-    watched = Net()
-    connect = socket.socket.connect
-
-    def watch(self: socket.socket, address: tuple[object, ...]) -> None:
-        watched.connected.append(str(address[0]))
-        if address[1] != watched.allowed:
-            raise ConnectionRefusedError
-        connect(self, address)
-
-    monkeypatch.setattr(socket.socket, "connect", watch)
-    monkeypatch.setattr(socket.socket, "connect_ex", watch)
-    monkeypatch.setattr(socket, "getaddrinfo", watched.resolve)
-    return watched
+    return Net.put_in(monkeypatch)
 
 
 @pytest.fixture(scope="module")
