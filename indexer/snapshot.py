@@ -38,7 +38,7 @@ THUMBNAILS = "thumbnails.bin"
 SKIPPED = "skipped.parquet"
 TEXT_MAP = "text_map.npy"
 CHECKSUM = "checksum"
-"""Field of a manifest file: the checksum of all its others. Manifests without one are read as they are."""
+"""Field of a manifest file: the checksum of all its others. A manifest without one is refused."""
 
 NEAR_DUPLICATES = 0.95
 """Cosine similarity from which pictures that look the same are grouped: `near_duplicates.py` says how it was chosen."""
@@ -327,11 +327,14 @@ def read_manifest(folder: Path) -> Manifest:
         sealed = facts.pop(CHECKSUM, None) if isinstance(facts, dict) else None
         if sealed is not None and sealed != checksum(facts):
             raise CorruptSnapshot(f"{path} has changed since it was written: its checksum is not that of its content.")
-        return Manifest.model_validate_json(json.dumps(facts))
+        manifest = Manifest.model_validate_json(json.dumps(facts))
     except (ValueError, RecursionError) as error:  # of Unicode, of JSON and of pydantic
         raise CorruptSnapshot(
             f"{path} is not a manifest of format 3; a snapshot of an earlier kindred is to be built anew: {error}"
         ) from error
+    if sealed is None:
+        raise CorruptSnapshot(f"{path} has no checksum, so that nothing tells of a change: build the snapshot again.")
+    return manifest
 
 
 def checksum(facts: dict[str, Any]) -> str:

@@ -1,20 +1,30 @@
-"""How much may be in the service at a time: items that wait, pixels that are decoded, bytes of bodies."""
+"""How much may be in the service at a time: queries, items that wait, pixels that are decoded, bytes of bodies."""
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil, inf
 
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import Overloaded
+from service.errors import Overloaded, answer
+from service.telemetry import Metrics
 
 LONGEST_RETRY = 30
 """A client is never told to wait longer, in seconds: rates change."""
 
 # Of the time that an item takes, as measured anew, so much goes into what is expected of the next.
 _NEWEST = 0.2
+# The pace of all queries is measured over this long at least, in which the service was not idle.
+_MEASURED_SECONDS = 0.25
+# A body that takes longer, in seconds, loses its place.
+_BODY_SECONDS = 0.1
+
+PLACE = "kindred.place"
+"""Where a request has its place, in its scope."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +37,7 @@ class Room:
         always: so many may wait however long that takes: a whole batch of one request.
     """
 
-    items: int
+    items: float
     seconds: float = inf
     always: int = 1
 
@@ -53,6 +63,134 @@ class Pace:
         if waiting >= room.items or (waiting >= room.always and wait > room.seconds):
             detail = "The service has as many requests waiting as it may; try again in a moment."
             raise Overloaded(detail, retry_after=min(max(ceil(wait), 1), LONGEST_RETRY))
+
+
+class Door:
+    """Gives places to queries as long as the last of them may be expected to be answered soon enough.
+
+    A place is taken when the headers of a query are there, and given back when its answer begins: so no client that
+    reads slowly has one. One that sends its body slowly loses its own, and asks for another at the end of the body.
+    For one event loop.
+    """
+
+    def __init__(self, room: Room, metrics: Metrics) -> None:
+        self._room = room
+        self._pace = Pace()
+        self._refused = metrics.requests.labels("other", "none", "503"), metrics.request_refusals.labels("overloaded")
+        self._inside = 0
+        # When those came whose bodies are not there yet, in that order.
+        self._coming: dict[Place, float] = {}
+        # Since when the service has not been idle, or since when that was last added to the following.
+        self._since = 0.0
+        self._busy_seconds = 0.0
+        self._answered = 0
+
+    def place(self) -> "Place":
+        """Give a place.
+
+        Raises:
+            Overloaded: there is none; it says when there may be.
+        """
+        now = time.monotonic()
+        while self._coming and now - next(iter(self._coming.values())) > _BODY_SECONDS:
+            del self._coming[next(iter(self._coming))]
+        self._pace.check(self._inside + len(self._coming), self._room)
+        place = Place(self)
+        self._coming[place] = now
+        return place
+
+    def refuse(self) -> None:
+        """Count a query that the application never sees, because there was no place."""
+        for counter in self._refused:
+            counter.inc()
+
+    def enter(self, place: "Place") -> None:
+        """Take one in; see `Place.enter`."""
+        if self._coming.pop(place, None) is None:
+            del self._coming[self.place()]
+        if not self._inside:
+            self._since = time.monotonic()
+        self._inside += 1
+
+    def leave(self, place: "Place", *, inside: bool) -> None:
+        """Let one out; see `Place.leave`."""
+        self._coming.pop(place, None)
+        if not inside:
+            return
+        now = time.monotonic()
+        self._inside -= 1
+        self._answered += 1
+        self._busy_seconds += now - self._since
+        self._since = now
+        # Queries of one batch are answered at once: a few answers tell nothing.
+        if self._busy_seconds >= _MEASURED_SECONDS and self._answered >= self._room.always:
+            self._pace.note(self._busy_seconds, self._answered)
+            self._busy_seconds, self._answered = 0.0, 0
+
+
+class Place:
+    """The place of one query."""
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+        self._inside = False
+
+    def enter(self) -> None:
+        """Begin to work on the query, whose body is there.
+
+        Raises:
+            Overloaded: the body took so long that the place was lost, and there is no other.
+        """
+        self._door.enter(self)
+        self._inside = True
+
+    def leave(self) -> None:
+        """Give it back, once or more."""
+        self._door.leave(self, inside=self._inside)
+        self._inside = False
+
+
+class Doorway:
+    """Answers 503 to a query for which there is no place. The protocol has mostly done so before."""
+
+    def __init__(self, app: ASGIApp, door: Door) -> None:
+        self._app = app
+        self._door = door
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on; a query has a place until its answer begins."""
+        if scope["type"] != "http" or not is_query(scope["method"], scope["path"]):
+            await self._app(scope, receive, send)
+            return
+        try:
+            place: Place = scope.get(PLACE) or self._door.place()
+        except Overloaded as error:
+            self._door.refuse()
+            await answer(Request(scope), error)(scope, receive, send)
+            return
+        whole = False
+
+        async def received() -> Message:
+            nonlocal whole
+            message = await receive()
+            if not whole and message["type"] == "http.request" and not message.get("more_body", False):
+                whole = True
+                place.enter()
+            return message
+
+        async def sent(message: Message) -> None:
+            place.leave()
+            await send(message)
+
+        try:
+            await self._app(scope, received, sent)
+        finally:
+            place.leave()
+
+
+def is_query(method: str, path: str) -> bool:
+    """Return whether a request is one that takes a place: what is not searches, encodes or votes is cheap."""
+    return method == "POST" and path.startswith("/v1/")
 
 
 class Budget:

@@ -4,12 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from math import inf
 
 from fastapi import FastAPI
 
 from indexer.store import SnapshotStore
 from service import admin, errors, openapi
-from service.admission import BodyMemory
+from service.admission import BodyMemory, Door, Doorway, Room
 from service.auth import Gate
 from service.limits import BodyLimit
 from service.live import LiveSearcher
@@ -39,12 +40,22 @@ def create_app(settings: ServiceSettings) -> FastAPI:
         await asyncio.to_thread(reindexer.close)
         await asyncio.to_thread(tracing.close)
 
-    app = FastAPI(title="kindred", version=version("kindred"), description=DESCRIPTION, lifespan=lifespan)
+    app = FastAPI(
+        title="kindred",
+        version=version("kindred"),
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        # The page of the API is a page of ours: FastAPI's own fetch their scripts from another host.
+        docs_url=None,
+        redoc_url=None,
+    )
     store = SnapshotStore(settings.snapshots)
     metrics = Metrics(several=settings.service_workers > 1)
     tracing = Tracing(settings.otlp_endpoint)
     live = LiveSearcher(store, settings, metrics)
     reindexer = Reindexer(store)
+    # One batch is worked on while the next one gathers.
+    app.state.door = door = Door(Room(inf, settings.queue_seconds, always=2 * settings.max_batch), metrics)
     app.state.settings, app.state.metrics, app.state.live, app.state.reindexer = settings, metrics, live, reindexer
     for subject in (search, classify, embeddings, index, items, map_):
         app.include_router(subject.router)
@@ -57,6 +68,8 @@ def create_app(settings: ServiceSettings) -> FastAPI:
     app.add_middleware(BodyLimit, most=settings.max_body_bytes)
     app.add_middleware(Gate, settings=settings)
     app.add_middleware(Telemetry, metrics=metrics, tracing=tracing)
+    # Outside of all, so that a place is given back whoever answers.
+    app.add_middleware(Doorway, door=door)
     errors.install(app)
     openapi.install(app)
     return app

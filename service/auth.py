@@ -22,17 +22,33 @@ from service.settings import ServiceSettings
 
 # How often a change of the file of keys is looked for, in seconds.
 _LOOK_SECONDS = 1.0
-# What is open to all even where keys are asked for: probes, and the page, which asks for a key itself.
-_FREE_PATHS = {"/", "/livez", "/readyz"}
+# What is open to all even where keys are asked for: probes, and the pages, which ask for a key themselves.
+_FREE_PATHS = {"/", "/docs", "/livez", "/readyz"}
 _PAGE = "web"
+_ADMIN = "admin"
 # The scope for each first segment of a path. All else is for administrators: a route that is new is closed.
+# None needs no key: what the routes are is no secret, and tells nothing of what is served.
 _SCOPES = {
     "v1": KeyScope.SEARCH,
-    "docs": KeyScope.SEARCH,
-    "redoc": KeyScope.SEARCH,
-    "openapi.json": KeyScope.SEARCH,
     "metrics": KeyScope.METRICS,
+    "openapi.json": None,
 }
+
+
+def scope_for(path: str, settings: ServiceSettings) -> KeyScope | None:
+    """Return the scope that a request for a path needs, or None if it needs no key."""
+    first = _first(path)
+    if settings.keys is None:
+        return KeyScope.ADMIN if first == _ADMIN and settings.admin_key is not None else None
+    return None if _is_free(path) else _SCOPES.get(first, KeyScope.ADMIN)
+
+
+def _first(path: str) -> str:
+    return path.removeprefix("/").partition("/")[0]
+
+
+def _is_free(path: str) -> bool:
+    return path in _FREE_PATHS or _first(path) == _PAGE
 
 
 @dataclass(frozen=True)
@@ -89,7 +105,7 @@ class Gate:
     """
 
     def __init__(self, app: ASGIApp, settings: ServiceSettings) -> None:
-        self._app = app
+        self._app, self._settings = app, settings
         self._ring = None if settings.keys is None else KeyRing(settings.keys)
         admin_key = settings.admin_key
         self._admin = None if admin_key is None else _digest(admin_key.get_secret_value())
@@ -102,16 +118,14 @@ class Gate:
             return
         # A request that was pipelined begins in the context of the one before.
         structlog.contextvars.unbind_contextvars("key")
-        path = scope["path"]
-        first = path.removeprefix("/").partition("/")[0]
-        if path not in _FREE_PATHS and first != _PAGE:
-            refusal = self._refusal(scope, first)
+        if not _is_free(scope["path"]):
+            refusal = self._refusal(scope)
             if refusal is not None:
                 await refusal(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
-    def _refusal(self, scope: Scope, first: str) -> Response | None:
+    def _refusal(self, scope: Scope) -> Response | None:
         request, holder = Request(scope), self._holder(_given(Headers(scope=scope)))
         if holder is not None:
             structlog.contextvars.bind_contextvars(key=holder.id)
@@ -121,18 +135,13 @@ class Gate:
             if headers is not None:
                 detail = f"These are more requests than {self._limit}; ask again in {headers['Retry-After']} s."
                 return errors.problem(request, HTTPStatus.TOO_MANY_REQUESTS, "rate_limited", detail, headers)
-        needed = self._needed(first)
+        needed = scope_for(scope["path"], self._settings)
         if needed is None or (holder is not None and needed in holder.scopes):
             return None
         if holder is not None:
             return errors.answer(request, ScopeMissing(f"This needs a key with the scope {needed}."))
         detail = "This needs a key that is good, in the header `Authorization: Bearer <key>`."
         return errors.answer(request, Unauthorized(detail))
-
-    def _needed(self, first: str) -> KeyScope | None:
-        if self._ring is None:
-            return KeyScope.ADMIN if first == "admin" and self._admin is not None else None
-        return _SCOPES.get(first, KeyScope.ADMIN)
 
     def _holder(self, given: str) -> _Holder | None:
         if self._admin is not None and hmac.compare_digest(_digest(given), self._admin):

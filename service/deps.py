@@ -1,6 +1,7 @@
 """What a route may ask for, as annotated types."""
 
 import asyncio
+import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartParser
 
 from service.errors import NotReady
 from service.live import LiveSearcher
@@ -28,6 +30,8 @@ Asked = TypeVar("Asked", bound=Contract)
 
 # Larger bodies are parsed in a thread: a megabyte of base64 takes milliseconds, the way to a thread and back a tenth.
 _SMALL_BODY = 2**16
+# A file of over a megabyte would go through the temporary folder, which may be full; the body is in memory anyhow.
+MultiPartParser.spool_max_size = sys.maxsize
 
 
 class Stopwatch:

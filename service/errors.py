@@ -11,6 +11,7 @@ Errors of the service itself, beside those of `indexer.errors`:
   x CursorExpired   it belongs to a snapshot that is served no more
   x Overloaded      as many requests are waiting as may
   x DeadlinePassed  the answer would have come too late
+  x MetricsUnavailable  what several processes counted cannot be told
   x Unauthorized    the key is missing, or good for nothing
   x ScopeMissing    the key is good, for other things
   x JobNotFound     no job has that id
@@ -87,6 +88,10 @@ class DeadlinePassed(ServiceError):
     """The answer would have come too late."""
 
 
+class MetricsUnavailable(ServiceError):
+    """What several processes counted cannot be told."""
+
+
 class Unauthorized(ServiceError):
     """The key is missing, or good for nothing."""
 
@@ -113,6 +118,7 @@ STATUS: dict[type[KindredError], HTTPStatus] = {
     CursorExpired: HTTPStatus.GONE,
     Overloaded: HTTPStatus.SERVICE_UNAVAILABLE,
     DeadlinePassed: HTTPStatus.GATEWAY_TIMEOUT,
+    MetricsUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     Unauthorized: HTTPStatus.UNAUTHORIZED,
     ScopeMissing: HTTPStatus.FORBIDDEN,
     JobNotFound: HTTPStatus.NOT_FOUND,

@@ -1,4 +1,4 @@
-"""What FastAPI cannot derive for OpenAPI: bodies that come as JSON or as a form, and problem+json."""
+"""What FastAPI cannot derive for OpenAPI: bodies that come as JSON or as a form, problem+json, and keys."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from service.auth import scope_for
 from service.errors import PROBLEM_JSON
 from service.schemas.admin import ReindexRequest, TextEncoderRequest
 from service.schemas.classify import ClassifyRequest, ZeroShotRequest
@@ -15,6 +16,7 @@ from service.schemas.index import Problem
 from service.schemas.map import MapRequest
 from service.schemas.search import BatchRequest, ExportRequest, SearchRequest
 from service.schemas.similarity import SimilarityMapRequest
+from service.settings import ServiceSettings
 
 _MODELS = (
     SearchRequest,
@@ -30,6 +32,14 @@ _MODELS = (
     Problem,
 )
 _REF = "#/components/schemas/{model}"
+_ASKED = (
+    "A key as `kindred keys create` prints it, or that of `KINDRED_ADMIN_KEY`, which has every scope. It is asked for "
+    "only where the operator has set these. Each operation names the scope that its key needs."
+)
+_SCHEMES = {
+    "key": {"type": "http", "scheme": "bearer", "description": _ASKED},
+    "apiKey": {"type": "apiKey", "in": "header", "name": "api-key", "description": f"The same in a header. {_ASKED}"},
+}
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     "4XX": {"description": "The request cannot be answered; `detail` says why.", "content": {}},
@@ -59,7 +69,19 @@ def install(app: FastAPI) -> None:
             schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
             _, definitions = models_json_schema([(model, "validation") for model in _MODELS], ref_template=_REF)
             schema["components"].setdefault("schemas", {}).update(definitions["$defs"])
+            _name_keys(schema, app.state.settings)
             app.openapi_schema = schema
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]
+
+
+def _name_keys(schema: dict[str, Any], settings: ServiceSettings) -> None:
+    """Say of each operation which key it needs, as the gate has it: in either header, with the scope that is named."""
+    schema["components"]["securitySchemes"] = _SCHEMES
+    for path, operations in schema["paths"].items():
+        scope = scope_for(path, settings)
+        for operation in operations.values():
+            operation["security"] = [] if scope is None else [{scheme: [scope]} for scheme in _SCHEMES]
+            if scope is not None:
+                operation["responses"].setdefault("4XX", PROBLEMS["4XX"])

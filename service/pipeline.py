@@ -31,6 +31,9 @@ Box = tuple[float, float, float, float]
 File = tuple[bytes, Box | None]
 """A picture file, and what part of the picture is meant; None for all of it."""
 
+# What has come in may be expected to wait so long for one stage, in seconds: it may have brought much, or be slow.
+_LONGEST_WAIT = 1.0
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -43,7 +46,7 @@ class Pipeline:
 
     def __init__(self, settings: ServiceSettings, metrics: Metrics) -> None:
         cores = os.cpu_count() or 1
-        room = Room(settings.queue, settings.queue_seconds, always=settings.max_batch)
+        room = Room(settings.queue, _LONGEST_WAIT, always=settings.max_batch)
         self._policy = DecodePolicy.of(settings)
         self._pixels = Budget(settings.decode_pixels)
         self._most = settings.max_batch

@@ -25,7 +25,7 @@ from service.app import create_app
 from service.live import LiveSearcher
 from service.protocol import TimedProtocol
 from service.settings import ServiceSettings
-from service.telemetry import configure_logs, forget_process
+from service.telemetry import configure_logs, forget_process, keep_files
 
 # From SIGTERM on, /readyz answers 503 for this long before connections are refused.
 _NOTICE_SECONDS = 1
@@ -38,6 +38,7 @@ _LOOK_SECONDS = 0.5
 # Imported once, by the process that workers are forked from: so they share its memory, and start at once. None of it
 # looks for GPUs when it is imported, which a forked process could then not use.
 _SHARED = ["service.server", "indexer.open_clip_encoder"]
+_METRICS = "PROMETHEUS_MULTIPROC_DIR"
 _FORKS = multiprocessing.get_context("forkserver")
 
 
@@ -123,9 +124,9 @@ def run(settings: ServiceSettings) -> None:
     if settings.service_workers == 1:
         _Server(_config(settings), greets=True).run()
         return
-    with tempfile.TemporaryDirectory(prefix="kindred-metrics-") as metrics:
+    with tempfile.TemporaryDirectory(prefix="kindred-metrics-", ignore_cleanup_errors=True) as metrics:
         # For the workers: prometheus-client looks for it when it is imported.
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = metrics
+        os.environ[_METRICS] = metrics
         _FORKS.set_forkserver_preload(_SHARED)
         number = _Supervisor(settings, _listener(settings)).run()
     if number is None:
@@ -146,6 +147,8 @@ def _config(settings: ServiceSettings) -> uvicorn.Config:
         loop="uvloop",
         http=TimedProtocol,
         ws="none",
+        proxy_headers=bool(settings.proxies),
+        forwarded_allow_ips=settings.proxies,
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=_DRAIN_SECONDS,
@@ -158,6 +161,7 @@ def _work(settings: ServiceSettings, listener: socket.socket, first: bool) -> No
     gc.freeze()
     _on_signals(signal.SIG_DFL)
     configure_logs()
+    keep_files(Path(os.environ[_METRICS]))
     threading.Thread(target=_end_with_supervisor, daemon=True).start()
     _Server(_config(settings), greets=first).run([listener])
 

@@ -1,5 +1,6 @@
 """Settings of the server, on top of those both rooms share."""
 
+from ipaddress import ip_network
 from pathlib import Path
 
 from pydantic import Field, SecretStr, field_validator
@@ -29,6 +30,9 @@ class ServiceSettings(Settings):
     rate_limit: str = ""
     """Most requests, such as `100/second`, by each key, and by each address without one, of each process."""
 
+    proxies: str = ""
+    """Addresses and networks, with commas, of proxies whose `X-Forwarded-For` names the client; none unless told."""
+
     roots: tuple[str, ...] = ()
     """Folders and URLs (a JSON list) that a reindex may read, besides the current snapshot's sources."""
 
@@ -56,8 +60,8 @@ class ServiceSettings(Settings):
     queue: int = Field(default=256, ge=1)
     """Queries that may wait for each stage (filter, decoding, encoding, searching); more are refused with 503."""
 
-    queue_seconds: float = Field(default=1.0, gt=0)
-    """Time that a query may be expected to wait for a stage, in seconds, once `max_batch` wait; then it is refused."""
+    queue_seconds: float = Field(default=0.1, gt=0)
+    """Time that a query may be expected to take, in seconds, once twice `max_batch` are there; then it is refused."""
 
     decode_pixels: int = Field(default=100_000_000, gt=0)
     """Pixels that are decoded at a time; further pictures wait."""
@@ -82,4 +86,15 @@ class ServiceSettings(Settings):
     def _is_a_limit(cls, value: str) -> str:
         if value:
             checked(value)
+        return value
+
+    @field_validator("proxies")
+    @classmethod
+    def _are_addresses(cls, value: str) -> str:
+        for part in value.split(",") if value else ():
+            try:
+                ip_network(part.strip())
+            except ValueError as error:
+                told = f"'{part}' is no address or network of a proxy; write for example 10.0.0.7,10.1.0.0/16."
+                raise ValueError(told) from error
         return value

@@ -7,8 +7,9 @@ import sys
 import time
 import uuid
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from http import HTTPMethod, HTTPStatus
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -21,6 +22,7 @@ from prometheus_client import (
     ProcessCollector,
     Summary,
     generate_latest,
+    values,
 )
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
@@ -29,12 +31,17 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from indexer.encoder import gpu_memory
+from service.errors import MetricsUnavailable
 from service.tracing import Tracing, describe, trace_id
 
 METRICS_TYPE = CONTENT_TYPE_LATEST
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _METHODS = frozenset(HTTPMethod)
+# The files that prometheus-client keeps for each of several processes, by what they begin with, and the bytes of each:
+# there are no more series than routes, statuses and stages make.
+_FILES = ("counter", "gauge_liveall", "gauge_livemostrecent", "gauge_livesum", "histogram", "summary")
+_FILE_BYTES = 2**20
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
@@ -124,19 +131,49 @@ class Metrics:
         self._started.set_to_current_time()
 
     def text(self) -> bytes:
-        """Return all metrics in Prometheus's text format."""
-        registry = self._registry
-        workers = [os.getpid()]
-        if self._several:
-            registry = CollectorRegistry()
+        """Return all metrics in Prometheus's text format.
+
+        Raises:
+            MetricsUnavailable: those of several processes cannot be told whole.
+        """
+        if not self._several:
+            return generate_latest(self._registry) + generate_latest(_machine([os.getpid()]))
+        registry, workers = CollectorRegistry(), list[int]()
+        with suppress(OSError, ValueError):
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
             workers = _living(registry)
-        return generate_latest(registry) + generate_latest(_machine(workers))
+            if os.getpid() in workers:
+                return generate_latest(registry) + generate_latest(_machine(workers))
+        detail = "The files that processes keep their metrics in are gone, or cannot be had; a new start makes others."
+        raise MetricsUnavailable(detail)
+
+
+def keep_files(folder: Path) -> None:
+    """Give this process files for its metrics in the folder `PROMETHEUS_MULTIPROC_DIR`, before it makes any.
+
+    They are mapped, and prometheus-client leaves holes in them: to write there once the disk is full would end the
+    process. So they are whole from the start. Where they cannot be had, this process counts for itself alone, and
+    serves all the same.
+    """
+    try:
+        folder.mkdir(0o700, exist_ok=True)  # it may have been deleted
+        for kind in _FILES:
+            path = folder / f"{kind}_{os.getpid()}.db"
+            new = path.with_suffix(".new")
+            with new.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, _FILE_BYTES)
+            new.rename(path)  # nobody reads one that is empty
+    except OSError as error:
+        values.ValueClass = values.MutexValue
+        structlog.get_logger().error("no metrics of this process", reason=str(error))
+        for path in folder.glob(f"*_{os.getpid()}.*"):
+            path.unlink()
 
 
 def forget_process(pid: int) -> None:
     """Drop the gauges of a process that has ended; what it had counted stays in the sums."""
-    mark_process_dead(pid)  # type: ignore[no-untyped-call]
+    with suppress(OSError):  # the files may be gone
+        mark_process_dead(pid)  # type: ignore[no-untyped-call]
 
 
 class _Processes:

@@ -3,6 +3,7 @@
 Nothing of OpenTelemetry is imported until an endpoint is given, and without one nothing is traced.
 """
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,6 +17,9 @@ _TRACER: ContextVar[Any] = ContextVar("tracer", default=None)
 # Asked every few seconds by those who watch the service, and never of interest.
 _UNTRACED: Final = frozenset({"/livez", "/readyz", "/metrics"})
 _SERVER_ERROR = 500
+# What has not been sent when the service stops may take so long: OpenTelemetry would wait for 30 s, as long as a
+# container is given to stop.
+_CLOSE_SECONDS = 5
 
 
 class TracingUnavailable(KindredError):
@@ -56,9 +60,11 @@ class Tracing:
             _TRACER.reset(before)
 
     def close(self) -> None:
-        """Send what has not been sent yet."""
+        """Send what has not been sent yet, unless the collector does not take it within seconds."""
         if self._provider is not None:
-            self._provider.shutdown()
+            closing = threading.Thread(target=self._provider.shutdown, daemon=True)
+            closing.start()
+            closing.join(_CLOSE_SECONDS)
 
 
 def trace_id(span: Any) -> str:

@@ -75,6 +75,16 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in _text(f"/proc/{pid}/task/{pid}/children").split()]
 
 
+def resident(pid: int) -> int:
+    """Return the memory of a process, in bytes."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def most_resident(pid: int) -> int:
+    """Return the most memory that a process had so far, or since its `clear_refs` was last written to, in bytes."""
+    return int(re.findall(r"VmHWM:\s+(\d+)", _text(f"/proc/{pid}/status"))[0]) * 2**10
+
+
 def wait_for(condition: Callable[[], bool], seconds: float = _SECONDS) -> None:
     """Wait until something is so."""
     deadline = time.monotonic() + seconds

@@ -18,6 +18,7 @@ import pytest
 
 from tests.conftest import ADMIN_KEY, draw_collection
 from tests.served import wait_for
+from tests.trust.figures import noted
 
 ROOT = Path(__file__).parent.parent
 KEY = {"Authorization": f"Bearer {ADMIN_KEY}"}
@@ -95,6 +96,8 @@ def test_what_is_shut_in_has_no_privileges_and_writes_where_it_may_alone(place: 
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert told == ["['0000000000000000', '1']", "writable", "writable", *["Read-only file system"] * 3]
     assert not list(place.glob("witness"))
+    figure = "no capabilities, no new privileges; of 5 places 2 writable, as said, and 3 read-only"
+    noted(promise="R25", figure=figure)
 
 
 def test_a_service_over_read_only_snapshots_answers_and_refuses_to_build(place: Path) -> None:
@@ -112,6 +115,8 @@ def test_a_service_over_read_only_snapshots_answers_and_refuses_to_build(place: 
             refused = client.post(path)
             assert (refused.status_code, refused.json()["code"]) == (409, "read_only"), refused.text
         assert client.post("/v1/search", json=QUERY).status_code == 200
+    figure = "snapshots read-only, no shell, no capabilities: 7 requests answered, 2 that write refused with 409"
+    noted(promise="R25", figure=figure)
 
 
 def test_a_service_that_may_write_to_its_snapshots_alone_reindexes(place: Path) -> None:
@@ -122,3 +127,4 @@ def test_a_service_that_may_write_to_its_snapshots_alone_reindexes(place: Path) 
         wait_for(lambda: client.get(job.headers["location"]).json()["state"] != "running", 120)
         assert client.get(job.headers["location"]).json()["state"] == "succeeded"
         wait_for(lambda: client.get("/v1/index").json()["snapshot"] != before)
+    noted(promise="R25", figure="one writable folder: built and reindexed into it")

@@ -34,7 +34,9 @@ async def readyz(live: Live, response: Response) -> Health:
     return Health(status="not ready", reason=why)
 
 
-@probes.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+@probes.get(
+    "/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}, "5XX": PROBLEMS["5XX"]}
+)
 def metrics(of_app: AppMetrics) -> Response:
     """Return metrics for Prometheus."""
     return Response(of_app.text(), media_type=METRICS_TYPE)

@@ -28,6 +28,7 @@ _PICTURE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "default-src 'none'; sandbox",
     "Cache-Control": "private, max-age=3600",
+    "Vary": "Authorization, api-key",
 }
 
 

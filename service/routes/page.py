@@ -1,8 +1,10 @@
-"""The page: what a browser is given at `/`."""
+"""The pages: what a browser is given at `/` and, for the API, at `/docs`."""
 
 import gzip
 import hashlib
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from typing import Self
@@ -12,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 _TYPES = {"html": "text/html; charset=utf-8", "css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8"}
 _TYPES |= {"svg": "image/svg+xml"}
+_PAGES = {"/": "index.html", "/docs": "docs.html"}
 # Nothing inline and nothing from another host, so that a caption or a file name can never become a script.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
@@ -30,7 +33,7 @@ _FOR_EVER = "public, max-age=31536000, immutable"
 
 @dataclass(frozen=True)
 class _File:
-    """A file of the page, as it is sent."""
+    """A file of a page, as it is sent."""
 
     content: bytes
     packed: bytes
@@ -52,24 +55,37 @@ class _File:
 
 
 def router() -> APIRouter:
-    """Return the routes of the page, which is read into memory."""
-    contents = _read(files("service") / "web")
-    version = hashlib.sha256(repr(sorted(contents.items())).encode()).hexdigest()[:12]
-    index = _File.of("index.html", contents.pop("index.html").replace(b"VERSION", version.encode()))
-    assets = {name: _File.of(name, content) for name, content in contents.items()}
+    """Return the routes of the pages, which are read into memory."""
+    version, served = _files()
     routes = APIRouter(include_in_schema=False)
 
-    @routes.get("/")
-    async def page(request: Request) -> Response:
-        return index.answer(request, "no-cache")
+    for path, name in _PAGES.items():
+        routes.add_api_route(path, _page(served[name]))
 
     @routes.get(f"/web/{version}/{{name:path}}")
     async def asset(name: str, request: Request) -> Response:
-        if name not in assets:
+        if name not in served or name in _PAGES.values():
             raise HTTPException(404, f"The page has no file {name}.")
-        return assets[name].answer(request, _FOR_EVER)
+        return served[name].answer(request, _FOR_EVER)
 
     return routes
+
+
+def _page(file: _File) -> Callable[[Request], Awaitable[Response]]:
+    async def page(request: Request) -> Response:
+        return file.answer(request, "no-cache")
+
+    return page
+
+
+@cache
+def _files() -> tuple[str, dict[str, _File]]:
+    """Return the folder of the files in addresses, and each of them by its name."""
+    contents = _read(files("service") / "web")
+    version = hashlib.sha256(repr(sorted(contents.items())).encode()).hexdigest()[:12]
+    for name in _PAGES.values():
+        contents[name] = contents[name].replace(b"VERSION", version.encode())
+    return version, {name: _File.of(name, content) for name, content in contents.items()}
 
 
 def _read(folder: Traversable, prefix: str = "") -> dict[str, bytes]:

@@ -1,16 +1,18 @@
 // For operators: rebuild the index and watch, list the snapshots, roll back. The key stays in this tab.
 
+import { forget, hold, key } from "./access.js";
 import { activate, cancel, job, reindex, snapshots } from "./api.js";
 import { html, useEffect, useState } from "./html.js";
 import { refreshIndex } from "./search.js";
+import { KeyForm } from "./unlock.js";
 
-const KEY = "kindred-admin-key";
 const JOB = "kindred-job";
 const POLL_MS = 500;
 const NO_ROUTES = "This service has no admin routes: it was started without KINDRED_ADMIN_KEY.";
+const REFUSED = ["unauthorized", "scope_missing"];
+const NO_SCOPE = "This key may not administer; enter one that may.";
 
 export function Admin() {
-  const [key, setKey] = useState(sessionStorage.getItem(KEY) ?? "");
   const [list, setList] = useState(null);
   const [problem, setProblem] = useState(null);
   const guard = async (act) => {
@@ -18,54 +20,49 @@ export function Admin() {
       setProblem(null);
       return await act();
     } catch (error) {
-      setProblem(error.status === 404 && error.code === "not_found" ? { message: NO_ROUTES } : error);
-      if (error.status === 401) leave();
+      setProblem(said(error));
+      if (REFUSED.includes(error.code)) setList(null);
       return null;
     }
   };
-  const look = async () => setList((await guard(() => snapshots(key))) ?? null);
-  const leave = () => {
-    sessionStorage.removeItem(KEY);
-    setKey("");
-    setList(null);
+  const look = async (given) => {
+    const found = await guard(() => snapshots(given));
+    setList(found);
+    return found;
   };
   useEffect(() => {
-    if (key) look();
-  }, [key]);
-  const enter = (given) => {
-    sessionStorage.setItem(KEY, given);
-    setKey(given);
-  };
+    if (key.value) look();
+  }, [key.value]);
+  // One that may not administer is not kept: the one before may be good for searching.
+  const enter = async (given) => (await look(given)) && hold(given);
   return html`<div class="admin">
-    <div class="admin-head"><h1>Admin</h1>${list && html`<button type="button" class="plain" onClick=${leave}>Forget the key</button>`}</div>
-    ${problem && html`<p class="note" role="alert">${problem.message}</p>`}
-    ${list ? html`<${Reindex} adminKey=${key} guard=${guard} done=${look} /><${Snapshots} list=${list} adminKey=${key} guard=${guard} done=${look} />` : html`<${Entrance} enter=${enter} />`}
+    <div class="admin-head"><h1>Admin</h1>${list && html`<button type="button" class="plain" onClick=${forget}>Forget the key</button>`}</div>
+    ${problem && html`<p class="note" role="alert">${problem}</p>`}
+    ${list ? html`<${Reindex} guard=${guard} done=${look} /><${Snapshots} list=${list} guard=${guard} done=${look} />` : html`<${Entrance} enter=${enter} />`}
   </div>`;
 }
 
-function Entrance({ enter }) {
-  const submit = (event) => {
-    event.preventDefault();
-    enter(new FormData(event.currentTarget).get("key").trim());
-  };
-  return html`<form class="card" onSubmit=${submit}>
-    <p>To rebuild the index or to go back to an earlier one, give the admin key. It is kept in this tab only.</p>
-    <label class="written"><span>Admin key</span><input type="password" name="key" autocomplete="off" required /></label>
-    <button type="submit" class="button">Continue</button>
-  </form>`;
+function said({ status, code, message }) {
+  if (code === "scope_missing") return NO_SCOPE;
+  return status === 404 && code === "not_found" ? NO_ROUTES : message;
 }
 
-function Reindex({ adminKey, guard, done }) {
+const Entrance = ({ enter }) => html`<div class="card">
+    <p>To rebuild the index or to go back to an earlier one, give the admin key. It is kept in this tab only.</p>
+    <${KeyForm} label="Admin key" enter=${enter} />
+  </div>`;
+
+function Reindex({ guard, done }) {
   const [now, setNow] = useState(null);
   const running = now !== null && now.finished_at === null;
   useEffect(() => {
     const id = sessionStorage.getItem(JOB);
-    if (id) job(id, adminKey).then(setNow).catch(() => sessionStorage.removeItem(JOB));
+    if (id) job(id).then(setNow).catch(() => sessionStorage.removeItem(JOB));
   }, []);
   useEffect(() => {
     if (!running) return undefined;
     const timer = setTimeout(async () => {
-      const next = await guard(() => job(now.id, adminKey));
+      const next = await guard(() => job(now.id));
       if (next) setNow(next);
       if (next?.finished_at) {
         done();
@@ -75,11 +72,11 @@ function Reindex({ adminKey, guard, done }) {
     return () => clearTimeout(timer);
   }, [now]);
   const begin = async () => {
-    const begun = await guard(() => reindex({}, adminKey));
+    const begun = await guard(() => reindex({}));
     if (begun) sessionStorage.setItem(JOB, begun.id);
     if (begun) setNow(begun);
   };
-  const halt = async () => setNow((await guard(() => cancel(now.id, adminKey))) ?? now);
+  const halt = async () => setNow((await guard(() => cancel(now.id))) ?? now);
   return html`<section class="card">
     <h2>Rebuild the index</h2>
     <p>Reads the same sources again: what is new or changed is encoded, what is gone is left out. Searches go on meanwhile.</p>
@@ -100,11 +97,11 @@ function Progress({ now, running }) {
   </div>`;
 }
 
-function Snapshots({ list, adminKey, guard, done }) {
+function Snapshots({ list, guard, done }) {
   const [asked, setAsked] = useState(null);
   const roll = async (id) => {
     setAsked(null);
-    if (await guard(() => activate(id, adminKey))) refreshIndex();
+    if (await guard(() => activate(id))) refreshIndex();
     done();
   };
   return html`<section class="card">

@@ -13,6 +13,7 @@ import { Picture } from "./picture.js";
 import { go, isSearch, place } from "./place.js";
 import { Results } from "./results.js";
 import { found, index, notice, start } from "./search.js";
+import { Unlock } from "./unlock.js";
 import { firstPicture } from "./uploads.js";
 
 function Page() {
@@ -34,6 +35,7 @@ function Page() {
     <${Footer} />
     <${Picture} />
     <${Keys} />
+    <${Unlock} />
     <${DropTarget} />`;
 }
 

@@ -5,6 +5,7 @@ import { thumbnailOf } from "./api.js";
 import { html } from "./html.js";
 import { icon } from "./icons.js";
 import { place } from "./place.js";
+import { Shown } from "./shown.js";
 import { uploads } from "./uploads.js";
 
 export function Chips() {
@@ -21,7 +22,7 @@ function Chip({ part }) {
   const what = `${part.box ? "a part of " : ""}${part.id ? "a picture of the index" : (upload?.title ?? "a picture from your device")}`;
   return html`<li class=${`chip ${part.weight < 0 ? "against" : ""}`}>
     <button type="button" class="chip-picture" disabled=${!source} aria-label=${`Open ${what}`} onClick=${() => open(part.id ?? `upload.${part.upload}`)}>
-      ${source ? html`<img src=${source} alt="" width="40" height="40" />` : icon("picture")}
+      ${source ? html`<${Shown} src=${source} alt="" width="40" height="40" />` : icon("picture")}
       ${part.box && html`<span class="crop" style=${placed(part.box)}></span>`}
     </button>
     <span class="chip-word">${part.weight < 0 ? "unlike" : part.box ? "this part" : "like this"}</span>

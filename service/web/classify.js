@@ -6,6 +6,7 @@ import { Slider } from "./filters.js";
 import { html, useEffect, useState } from "./html.js";
 import { place } from "./place.js";
 import { picturePart } from "./request.js";
+import { Shown } from "./shown.js";
 
 const SHOWN_CLASSES = 5;
 const NEIGHBOURS = 21;
@@ -36,6 +37,6 @@ function Verdict({ answer }) {
     <ul class="bars">${classes.slice(0, SHOWN_CLASSES).map((each) => html`<li key=${each.label}><span>${each.label}</span><span class="count">${percent(each.probability)}</span><meter min="0" max="1" value=${each.probability} aria-label=${`Votes for ${each.label}`}></meter></li>`)}</ul>
     <h3>The ${neighbors.length} pictures that voted</h3>
     <ul class="voters">${neighbors.map((each) => html`<li key=${each.id}>
-      <button type="button" onClick=${() => open(each.id, "classify")}><img src=${each.thumbnail} alt=${nameOf(each)} width="72" height="72" loading="lazy" /></button>
+      <button type="button" onClick=${() => open(each.id, "classify")}><${Shown} src=${each.thumbnail} alt=${nameOf(each)} width="72" height="72" loading="lazy" /></button>
       <span>${each.label}</span><span class="count">${each.score.toFixed(2)}</span></li>`)}</ul>`;
 }

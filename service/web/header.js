@@ -1,5 +1,6 @@
 // The bar at the top: the search field, a picture to search with, the views.
 
+import { askForKey, key } from "./access.js";
 import { searchWith } from "./actions.js";
 import { html, useEffect, useRef, useState } from "./html.js";
 import { icon } from "./icons.js";
@@ -17,6 +18,7 @@ export function Header() {
     <nav class="tools" aria-label="Page">
       <${Tool} name="admin" label="Admin" pressed=${place.value.view === "admin"} onClick=${() => go({ view: place.value.view === "admin" ? "results" : "admin", item: "" })} />
       <${Theme} />
+      ${key.value && html`<${Tool} name="key" label="Your key" onClick=${() => askForKey()} />`}
       <${Tool} name="keys" label="Keys" onClick=${() => (showKeys.value = true)} />
     </nav>
   </header>`;

@@ -13,6 +13,7 @@ const PATHS = {
   map: "M4 4h4v4H4zM10 4h4v4h-4zM16 4h4v4h-4zM4 10h4v4H4zM10 10h4v4h-4zM16 10h4v4h-4zM4 16h4v4H4zM10 16h4v4h-4zM16 16h4v4h-4z",
   filters: "M4 7h10M18 7h2M4 17h2M10 17h10M16 5v4M8 15v4",
   keys: "M4 7h16v10H4zM8 14h8M8 10.5h.01M12 10.5h.01M16 10.5h.01",
+  key: "M7.5 11a4.5 4.5 0 1 0 0 9 4.5 4.5 0 0 0 0-9ZM10.8 12.4L19.5 4M15.5 7.9l3 3M18.5 5l2 2",
   theme: "M12 4a8 8 0 1 0 0 16zM12 4a8 8 0 0 1 0 16",
   admin: "M12 3.5l7 3v5c0 4.5-3 7.5-7 9-4-1.5-7-4.5-7-9v-5zM9.5 12l2 2 3.5-4",
   before: "M14.5 6l-6 6 6 6",

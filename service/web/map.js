@@ -7,6 +7,7 @@ import { isSearch, place } from "./place.js";
 import { filterOf, searchBody } from "./request.js";
 import { Message, Results } from "./results.js";
 import { found } from "./search.js";
+import { Shown } from "./shown.js";
 
 const CELL = 72;
 const SAMPLE = 400;
@@ -59,7 +60,7 @@ function Plane({ map }) {
   const transform = view ? `translate(${view.x}px, ${view.y}px) scale(${view.scale})` : "scale(0)";
   return html`<div class="map" ref=${frame} ...${handlers} role="group" aria-label=${`Map of ${map.items.length} pictures; arrows move among them, plus and minus zoom`}>
     <div class="plane" style=${{ ...size, transform }}>
-      ${map.items.map((item, number) => html`<button type="button" class="spot" key=${item.id} data-at=${`${item.row},${item.column}`} tabindex=${number ? -1 : 0} style=${{ left: `${item.column * CELL}px`, top: `${item.row * CELL}px` }} onClick=${() => open(item.id)}><img src=${item.thumbnail} alt=${nameOf(item)} width="72" height="72" loading="lazy" decoding="async" draggable=${false} /></button>`)}
+      ${map.items.map((item, number) => html`<button type="button" class="spot" key=${item.id} data-at=${`${item.row},${item.column}`} tabindex=${number ? -1 : 0} style=${{ left: `${item.column * CELL}px`, top: `${item.row * CELL}px` }} onClick=${() => open(item.id)}><${Shown} src=${item.thumbnail} alt=${nameOf(item)} width="72" height="72" loading="lazy" decoding="async" draggable=${false} /></button>`)}
     </div>
     <div class="zoom"><button type="button" aria-label="Zoom in" onClick=${() => zoom(STEP)}>+</button><button type="button" aria-label="Zoom out" onClick=${() => zoom(1 / STEP)}>−</button><button type="button" aria-label="Show the whole map" onClick=${fit}>⤢</button></div>
   </div>`;

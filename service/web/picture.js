@@ -8,6 +8,7 @@ import { icon } from "./icons.js";
 import { go, isSearch, place } from "./place.js";
 import { RegionPicker } from "./region.js";
 import { found } from "./search.js";
+import { Shown } from "./shown.js";
 import { useFit } from "./sizes.js";
 import { uploads } from "./uploads.js";
 import { Why } from "./why.js";
@@ -80,7 +81,7 @@ function Large({ subject, thumbnail }) {
   const source = gone ? (thumbnail ?? subject.thumbnail) : subject.image;
   const [size, measure] = useFit(subject);
   return html`<figure>
-    <img class="large" src=${source} alt=${nameOf(subject)} style=${size} onLoad=${measure} onError=${() => setGone(true)} />
+    <${Shown} class="large" src=${source} alt=${nameOf(subject)} style=${size} onLoad=${measure} onError=${() => setGone(true)} />
     ${gone && html`<figcaption>The file itself cannot be shown; this is its thumbnail.</figcaption>`}
   </figure>`;
 }

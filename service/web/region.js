@@ -3,6 +3,7 @@
 import { nameOf, similar } from "./actions.js";
 import { placed } from "./chips.js";
 import { html, useRef, useState } from "./html.js";
+import { Shown } from "./shown.js";
 import { useFit } from "./sizes.js";
 
 const STEP = 0.02;
@@ -37,7 +38,7 @@ export function RegionPicker({ subject }) {
   return html`<div class="choose">
     <div class="surface" ref=${surface} style=${size} tabindex="0" role="application" aria-roledescription="box on the picture" aria-label=${`Box on the picture: ${said(box)}`} aria-describedby="box-help"
       onPointerDown=${begin} onPointerMove=${draw} onPointerUp=${() => (drag.current = null)} onPointerCancel=${() => (drag.current = null)} onKeyDown=${press}>
-      <img src=${subject.image} alt=${nameOf(subject)} draggable=${false} onLoad=${measure} />
+      <${Shown} src=${subject.image} alt=${nameOf(subject)} draggable=${false} onLoad=${measure} />
       <span class="box" style=${placed(box)}></span>
     </div>
     <p id="box-help">Draw a box. With keys: arrows move it, Shift and arrows change its size.</p>

@@ -1,5 +1,6 @@
 // The grid of results, and what is said where there are none.
 
+import { askForKey } from "./access.js";
 import { nameOf, open, refine, similar } from "./actions.js";
 import { clearFilters } from "./filters.js";
 import { PictureButton } from "./header.js";
@@ -8,6 +9,7 @@ import { icon } from "./icons.js";
 import { go, isSearch, place } from "./place.js";
 import { lost } from "./request.js";
 import { again, found, more } from "./search.js";
+import { Shown } from "./shown.js";
 
 const SKELETONS = 24;
 // Where nothing can be pointed at, every tile has its buttons; else only the one that is pointed at or reached.
@@ -69,7 +71,7 @@ function Tile({ item, eager, active, activate }) {
   };
   return html`<li class="tile" onFocusIn=${activate} onKeyDown=${press} onPointerEnter=${() => setPointed(true)} onPointerLeave=${() => setPointed(false)}>
     <button type="button" class="tile-open" tabindex=${reachable} onClick=${() => open(item.id)}>
-      <img src=${item.thumbnail} alt=${name} width="224" height="224" loading=${eager ? "eager" : "lazy"} decoding="async" />
+      <${Shown} src=${item.thumbnail} alt=${name} width="224" height="224" loading=${eager ? "eager" : "lazy"} decoding="async" />
     </button>
     <div class="tile-line"><span class="tile-name" title=${name}>${item.label ?? name}</span><${Worth} item=${item} /></div>
     ${item.duplicates > 0 && html`<span class="stack">+${item.duplicates} the same</span>`}
@@ -129,9 +131,11 @@ function Nothing() {
 }
 
 function Failed({ problem }) {
+  const locked = [401, 403].includes(problem.status);
+  const unlock = async () => (await askForKey()) && again();
   return html`<${Message} title="That did not work" alert>
     <p>${problem.message}</p>
-    <button type="button" class="button" onClick=${again}>Try again</button>
+    <button type="button" class="button" onClick=${locked ? unlock : again}>${locked ? "Enter a key" : "Try again"}</button>
   <//>`;
 }
 

@@ -4,6 +4,7 @@ import { browse, describeIndex, Problem, search } from "./api.js";
 import { computed, effect, signal, untracked } from "./html.js";
 import { isSearch, place } from "./place.js";
 import { browseParameters, filterOf, lost, resultsKey, searchBody } from "./request.js";
+import { painted } from "./shown.js";
 
 const NOTHING = {
   state: "loading", // or ready, failed, lost
@@ -141,7 +142,7 @@ async function thumbnails() {
 }
 
 const pause = (ms) => new Promise((done) => setTimeout(done, ms));
-const loaded = () => Promise.allSettled([...document.querySelectorAll(".tile-open img[loading=eager]")].map((each) => each.decode()));
+const loaded = () => Promise.allSettled([...document.querySelectorAll(".tile-open img[loading=eager]")].map(painted));
 
 /** Count the facets, once the results are there: counting takes longer than searching. */
 async function countFacets(at, key, signal) {

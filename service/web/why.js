@@ -1,10 +1,11 @@
 // What carried a result: the shares of the query's parts, the words that hold and those that do not, and where.
 
-import { search, similarityMap } from "./api.js";
+import { search, similarityMap, thumbnailOf } from "./api.js";
 import { html, useEffect, useState } from "./html.js";
 import { place } from "./place.js";
 import { filterOf, queryOf, searchBody } from "./request.js";
 import { parse } from "./shorthand.js";
+import { Shown } from "./shown.js";
 
 export function Why({ hit }) {
   const answer = useAnswer(() => explain(hit.id), [hit.id]);
@@ -23,7 +24,7 @@ function Where({ id }) {
   const answer = useAnswer(async () => ({ url: URL.createObjectURL(await similarityMap(id, queryOf(place.peek()))) }), [id]);
   if (!answer) return null;
   return html`<h3>Where in the picture</h3>
-    ${answer.problem ? html`<p class="hint">${answer.problem.message}</p>` : html`<div class="where"><img src=${`/v1/items/${id}/thumbnail`} alt="" /><img src=${answer.url} alt="Red where the picture is most like the query" /></div>`}`;
+    ${answer.problem ? html`<p class="hint">${answer.problem.message}</p>` : html`<div class="where"><${Shown} src=${thumbnailOf(id)} alt="" /><img src=${answer.url} alt="Red where the picture is most like the query" /></div>`}`;
 }
 
 function useAnswer(ask, what) {

@@ -6,6 +6,7 @@ import multiprocessing
 import re
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import cast
@@ -21,6 +22,7 @@ _WARM_SECONDS = 0.5
 _ANSWERS = 3
 _PATIENCE = 5
 _SPARE_SECONDS = 60
+_BACKLOG = 2_048
 _ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2000\r\n\r\n" + bytes(2000)
 
 
@@ -63,7 +65,11 @@ def ask(port: int, request: bytes) -> bytes:
     """
 
     async def answer() -> bytes:
-        return await (await _Exchange.opened(port)).ask(request)
+        exchange = await _Exchange.opened(port)
+        try:
+            return await exchange.ask(request)
+        finally:
+            exchange.transport.close()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         head, _, body = runner.run(answer()).partition(b"\r\n\r\n")
@@ -73,19 +79,26 @@ def ask(port: int, request: bytes) -> bytes:
 
 
 def nothing(request: bytes, connections: int, seconds: float) -> Load:
-    """Return what the loop itself comes to: of a server in another process that does nothing."""
+    """Return what the loop itself comes to: of a server that does nothing."""
+    with serving_nothing() as port:
+        return measure(port, itertools.repeat(request), connections, seconds)
+
+
+@contextmanager
+def serving_nothing() -> Iterator[int]:
+    """Run a server that does nothing but answer, in another process, and give its port."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     server = context.Process(target=_answer_all, args=(theirs,), daemon=True)
     server.start()
     try:
-        return measure(ours.recv(), itertools.repeat(request), connections, seconds)
+        yield ours.recv()
     finally:
         server.terminate()
         server.join()
 
 
-class _Messages(asyncio.Protocol):
+class Messages(asyncio.Protocol):
     """Finds the end of one HTTP message, whose length must be in its head, and hands it to `whole`."""
 
     def __init__(self) -> None:
@@ -112,7 +125,7 @@ class _Messages(asyncio.Protocol):
         raise NotImplementedError
 
 
-class _Exchange(_Messages):
+class _Exchange(Messages):
     """One connection of a client."""
 
     closed = False
@@ -138,7 +151,7 @@ class _Exchange(_Messages):
             self._answer.set_exception(exc or ConnectionResetError("closed before the answer"))
 
 
-class _Null(_Messages):
+class _Null(Messages):
     """One connection of the server that does nothing."""
 
     def whole(self, message: bytes) -> None:
@@ -201,7 +214,7 @@ async def _one_connection(port: int, requests: Iterator[bytes], count: _Count) -
 
 def _answer_all(pipe: Connection) -> None:
     async def serve() -> None:
-        server = await asyncio.get_running_loop().create_server(_Null, ADDRESS, 0)
+        server = await asyncio.get_running_loop().create_server(_Null, ADDRESS, 0, backlog=_BACKLOG)
         pipe.send(server.sockets[0].getsockname()[1])
         await server.serve_forever()
 

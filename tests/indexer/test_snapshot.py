@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from indexer.encoder import Embeddings
 from indexer.errors import CorruptSnapshot, ImageError, Reason
 from indexer.index import Rows, VectorIndex
-from indexer.snapshot import CHECKSUM, MANIFEST, Snapshot, file_facts
+from indexer.snapshot import CHECKSUM, MANIFEST, Snapshot, checksum, file_facts
 from indexer.store import SnapshotStore
 from tests.pictures import POLICY
 from tests.snapshots import THUMBNAIL, replace, search, unit_vectors, write_snapshot
@@ -333,7 +333,7 @@ def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None
     manifest = json.loads((folder / MANIFEST).read_bytes())
     del manifest[CHECKSUM]
     change(manifest)
-    replace(folder / MANIFEST, json.dumps(manifest).encode())
+    replace(folder / MANIFEST, json.dumps({**manifest, CHECKSUM: checksum(manifest)}).encode())
 
 
 def forge(folder: Path, name: str, data: bytes) -> None:
@@ -372,6 +372,15 @@ def test_an_edited_manifest_is_corrupt(folder: Path, edit: str) -> None:
 def test_a_manifest_that_is_no_manifest_is_corrupt(folder: Path, data: bytes) -> None:
     replace(folder / MANIFEST, data)
     with pytest.raises(CorruptSnapshot, match="is not a manifest of format 3"):
+        Snapshot.open(folder)
+
+
+@pytest.mark.parametrize("seal", [{}, {CHECKSUM: None}])
+def test_a_manifest_without_a_checksum_is_refused_with_what_to_do(folder: Path, seal: dict[str, None]) -> None:
+    manifest = json.loads((folder / MANIFEST).read_bytes())
+    del manifest[CHECKSUM]
+    replace(folder / MANIFEST, json.dumps({**manifest, **seal}).encode())
+    with pytest.raises(CorruptSnapshot, match=r"manifest\.json has no checksum.*build the snapshot again"):
         Snapshot.open(folder)
 
 

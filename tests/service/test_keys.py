@@ -1,22 +1,35 @@
 """`kindred keys`: what is printed once, what is kept, and how long a key is good."""
 
+import gc
 import hashlib
 import json
+import random
 import re
 import stat
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from service import cli, keys
+from service.app import create_app
+from service.auth import Gate
 from service.keys import BadKeyFile, KeyFile, KeyNotFound, Scope
+from service.settings import ServiceSettings
+from tests.conftest import ADMIN_KEY
+from tests.trust.figures import LONG, noted, sized
 
 DAY = timedelta(days=1)
+SEED = 19
+# From here on Reparaz, Balasch and Verbauwhede call a difference of times certain.
+CERTAIN = 4.5
 
 
 @pytest.fixture
@@ -169,3 +182,52 @@ def test_a_missing_file_is_refused_with_the_way_to_make_one(file: Path) -> None:
 def test_wrong_usage_is_refused(file: Path, words: list[str]) -> None:
     assert run(file, "create", "--name", "x", "--scope", "search", *words)[0] == 2
     assert not file.exists()
+
+
+def welch(compare: Callable[[str], object], right: str, first: int) -> float:
+    """Return Welch's t of the times for keys that are wrong in their first secret letter and in their last one.
+
+    As in "Dude, is my code constant time?" (Reparaz, Balasch and Verbauwhede, 2017): both kinds in a random order, and
+    the longest tenth of all times, in which others had the processor, left out.
+
+    Args:
+        compare: what is measured.
+        right: the right key.
+        first: where its secret begins.
+    """
+    from scipy.stats import ttest_ind  # noqa: PLC0415 - takes a second to import
+
+    rng, count = random.Random(SEED), sized(20_000, 100_000, 1_000_000)
+    near = np.array([rng.random() < 0.5 for _ in range(count)])
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+    places = (first if each else len(right) - 1 for each in near)
+    wrong = [f"{right[:at]}{rng.choice(letters.replace(right[at], ''))}{right[at + 1 :]}" for at in places]
+    times = np.empty(count)
+    gc.disable()
+    try:
+        for number, given in enumerate(wrong):
+            start = time.perf_counter_ns()
+            compare(given)
+            times[number] = time.perf_counter_ns() - start
+    finally:
+        gc.enable()
+    kept = times <= np.percentile(times, 90)
+    return abs(float(ttest_ind(times[kept & near], times[kept & ~near], equal_var=False).statistic))
+
+
+@LONG
+def test_the_time_of_an_answer_does_not_tell_how_much_of_a_key_was_right(file: Path, tmp_path: Path) -> None:
+    key, settings = keys.create(file, "x", (Scope.SEARCH,), None), {"snapshots": tmp_path, "admin_key": ADMIN_KEY}
+    gate = Gate(create_app(ServiceSettings.model_validate(settings)), ServiceSettings.model_validate(settings))
+    kept = KeyFile.read(file)
+    found = welch(kept.find, key, len(key) - 43)
+    admin = welch(gate._holder, ADMIN_KEY, 0)
+    # The same measurement tells a comparison that stops at the first letter that differs.
+    leaky = welch(lambda given: all(one == other for one, other in zip(given, ADMIN_KEY, strict=True)), ADMIN_KEY, 0)
+    assert found < CERTAIN
+    assert admin < CERTAIN
+    assert leaky > 10 * CERTAIN
+    samples = sized(20_000, 100_000, 1_000_000)
+    figure = f"{samples:,} samples of each: |t| is {found:.1f} for keys of a file, {admin:.1f} for the admin key, "
+    figure += f"{leaky:.0f} for a comparison that stops early; {CERTAIN} would be certain"
+    noted(promise="R19", figure=figure, seed=SEED)

@@ -5,24 +5,46 @@ The answers to requests at twice the capacity are read here; how long they take 
 
 import asyncio
 import io
+import json
+import re
+import socket
 import sqlite3
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import count
+from math import inf
+from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from PIL import Image
 
 from indexer.catalog import Catalog, CatalogWriter, ImageRecord
 from indexer.filters import Filter
-from service.admission import LONGEST_RETRY, Budget, Pace, Room
+from service import admission
+from service.admission import LONGEST_RETRY, Budget, Door, Pace, Room
+from service.app import create_app
 from service.errors import Overloaded
 from service.pipeline import Pipeline
 from service.settings import ServiceSettings
 from service.telemetry import Metrics
-from tests.service.test_pipeline import gated, measured, search, wait_for, waiting
+from tests.service.test_pipeline import (
+    GatedEncoder,
+    gate,
+    gated,
+    listening,
+    measured,
+    posted,
+    search,
+    wait_for,
+    waiting,
+)
+
+POST = b"POST /v1/search HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 
 SLOW = {"should": [{"key": f"metadata.{number}.x", "match": {"value": number}} for number in range(60)]}
 """A filter that makes a catalogue of so many rows slow to read: the metadata of each are parsed again and again."""
@@ -47,6 +69,167 @@ def test_what_is_expected_to_wait_too_long_is_refused_beyond_a_batch_and_told_ho
     for _ in range(100):
         pace.note(0.016, items=16)
     assert [refused(pace, number, room) for number in (99, 100)] == [None, 1]
+
+
+def test_a_door_is_closed_to_what_could_not_be_answered_in_time_and_opens_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(admission, "_MEASURED_SECONDS", 0)
+    metrics = Metrics()
+    door = Door(Room(inf, seconds=1e-9, always=2), metrics)
+    for place in [door.place() for _ in range(3)]:  # it is not known yet how long they take
+        place.enter()
+        place.leave()
+        place.leave()
+    inside, coming = door.place(), door.place()
+    inside.enter()
+    for _ in range(4):
+        with pytest.raises(Overloaded) as refusal:
+            door.place()
+        assert refusal.value.retry_after == 1
+        door.refuse()
+    inside.leave()
+    door.place().leave()
+    coming.enter()
+    door.place().enter()
+    with pytest.raises(Overloaded):
+        door.place()
+    told = metrics.text().decode().splitlines()
+    assert 'kindred_http_refusals_total{code="overloaded"} 4.0' in told
+    assert 'kindred_http_requests_total{method="other",route="none",status="503"} 4.0' in told
+
+
+def test_who_sends_slowly_loses_the_place_and_gets_another_at_the_end_if_there_is_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    door = Door(Room(items=2), Metrics())
+    slow = [door.place() for _ in range(2)]
+    with pytest.raises(Overloaded):
+        door.place()
+    monkeypatch.setattr(admission, "_BODY_SECONDS", -1)
+    quick = door.place()
+    monkeypatch.setattr(admission, "_BODY_SECONDS", 1_000)
+    quick.enter()
+    slow[0].enter()
+    with pytest.raises(Overloaded):
+        slow[1].enter()
+    slow[1].leave()
+    with pytest.raises(Overloaded):
+        door.place()
+    quick.leave()
+    slow[1].enter()
+
+
+@contextmanager
+def full(settings: ServiceSettings, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[int, GatedEncoder, Door]]:
+    """Serve with room for two queries, and both places taken until the encoder's gate opens."""
+    monkeypatch.setattr(admission, "_MEASURED_SECONDS", 0)
+    changes = {"backend": "torch", "refresh_seconds": 3_600.0, "max_batch": 1, "queue_seconds": 1e-9}
+    app = create_app(settings.model_copy(update=changes))
+    with listening(app) as port, httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        for number in range(2):
+            client.post("/v1/search", json={"query": f"before {number}"}).raise_for_status()
+        encoder = gate(app)
+        inside = [posted(port, b'{"query":"inside %d"}' % number) for number in range(2)]
+        try:
+            wait_for(lambda: waiting(client) + len(encoder.texts) == 2)
+            yield port, encoder, app.state.door
+            encoder.gate.set()
+            assert [connection.recv(12) for connection in inside] == [b"HTTP/1.1 200"] * 2
+        finally:
+            encoder.gate.set()
+            for connection in inside:
+                connection.close()
+
+
+def answered(connection: socket.socket) -> tuple[bytes, bytes]:
+    """Return the head and the body of an answer."""
+    data = b""
+    while not (head := re.match(rb"(.*?\r\n\r\n)", data, re.DOTALL)):
+        data += connection.recv(2**16)
+    length = re.search(rb"(?i)content-length: (\d+)", head[1])
+    end = len(head[1]) + int(length[1] if length else 0)
+    while len(data) < end:
+        data += connection.recv(2**16)
+    assert len(data) == end
+    return head[1], data[len(head[1]) :]
+
+
+def test_a_query_without_a_place_is_refused_at_its_headers_and_its_connection_serves_on(
+    settings: ServiceSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = b'{"query":"afterwards"}'
+    with full(settings, monkeypatch) as (port, encoder, _), posted(port, b"", length=len(body)) as connection:
+        for _ in range(3):
+            head, told = answered(connection)
+            assert head.startswith(b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\n")
+            assert b"\r\nretry-after: 1\r\n" in head
+            assert (json.loads(told)["code"], json.loads(told)["status"]) == ("overloaded", 503)
+            connection.sendall(body[:5])
+            connection.sendall(body[5:] + b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert answered(connection)[0].startswith(b"HTTP/1.1 200 OK\r\n")
+            connection.sendall(POST % len(body))
+        answered(connection)
+        connection.sendall(body)
+        encoder.gate.set()
+        wait_for(lambda: len(encoder.texts) == 2)
+        answers = set()
+        while b"HTTP/1.1 200 OK" not in answers:
+            connection.sendall(POST % len(body) + body)
+            answers.add(answered(connection)[0].partition(b"\r\n")[0])
+        assert answers <= {b"HTTP/1.1 200 OK", b"HTTP/1.1 503 Service Unavailable"}
+
+
+def test_a_client_that_wants_its_connection_closed_is_refused_and_then_it_is_closed(
+    settings: ServiceSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        full(settings, monkeypatch) as (port, _, _),
+        socket.create_connection(("127.0.0.1", port)) as connection,
+    ):
+        connection.sendall((POST % 2).replace(b"Host: x", b"Host: x\r\nConnection: close"))
+        assert b"\r\nconnection: close\r\n" in answered(connection)[0]
+        connection.sendall(b"{}")
+        assert connection.recv(1) == b""
+
+
+def test_a_place_is_given_back_by_a_client_that_leaves_and_is_not_taken_by_one_that_is_slow(
+    settings: ServiceSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = b'{"query":"inside 0"}'
+    with full(settings, monkeypatch) as (port, encoder, door):
+
+        def ask() -> int:
+            with posted(port, body) as connection:
+                return int(answered(connection)[0].split()[1])
+
+        assert ask() == 503
+        encoder.gate.set()
+        wait_for(lambda: not door._inside)
+        slow = [posted(port, body[:4], length=len(body)) for _ in range(2)]
+        wait_for(lambda: len(door._coming) == 2)
+        wait_for(lambda: ask() == 200)
+        encoder.gate.clear()
+        left = [posted(port, b'{"query":"leaves %d"}' % number) for number in range(2)]
+        wait_for(lambda: len(encoder.texts) == 3 and ask() == 503)
+        for connection in left:
+            connection.close()
+        wait_for(lambda: ask() == 200)  # this text is remembered, and needs no encoder
+        for connection in slow:
+            connection.sendall(body[4:])
+            assert answered(connection)[0].startswith(b"HTTP/1.1 200 ")
+            connection.close()
+
+
+def test_who_has_no_key_takes_no_place(settings: ServiceSettings, tmp_path: Path) -> None:
+    (tmp_path / "keys.json").write_text(json.dumps({"keys": []}))
+    app = create_app(settings.model_copy(update={"keys": tmp_path / "keys.json"}))
+    with listening(app) as port, posted(port, b"{}") as connection:
+        assert answered(connection)[0].startswith(b"HTTP/1.1 401 ")
+        assert not app.state.door._coming
+        with posted(port, b"", length=10) as headers_alone:
+            assert answered(headers_alone)[0].startswith(b"HTTP/1.1 401 ")
+            assert not app.state.door._coming
 
 
 def test_no_more_is_held_than_there_is_and_what_is_larger_is_held_alone() -> None:

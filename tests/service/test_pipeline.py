@@ -23,6 +23,7 @@ from indexer.encoder import Embeddings, Encoder, Patches, Pixels
 from indexer.images import RGB
 from indexer.plan import image_id
 from service.app import create_app
+from service.protocol import TimedProtocol
 from service.settings import ServiceSettings
 from tests.conftest import build_snapshot
 
@@ -194,7 +195,7 @@ def test_a_query_that_is_not_answered_in_time_is_given_up_and_what_waits_is_neve
 @contextmanager
 def listening(app: FastAPI) -> Iterator[int]:
     """Serve on a free port, in a thread."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, loop="uvloop", http="httptools", log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, loop="uvloop", http=TimedProtocol, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -1,13 +1,19 @@
 """Rate limits: an exact count in a moving window, for each by itself, whatever the clock on the wall does."""
 
 import asyncio
+import itertools
+import json
+import multiprocessing
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx2
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from pydantic import ValidationError
@@ -17,10 +23,14 @@ from service.app import create_app
 from service.keys import Scope
 from service.rate_limits import RateLimit, network
 from service.settings import ServiceSettings
+from tests.bench.closed_loop import measure
 from tests.conftest import ADMIN_KEY
-from tests.served import wait_for
+from tests.served import Service, serving, wait_for
+from tests.service.conftest import Library
+from tests.trust.figures import LONG, noted, sized
 
 YEAR = 365 * 24 * 3_600
+FLOOD = 16
 
 
 def settings(folder: Path, **more: Any) -> ServiceSettings:
@@ -49,6 +59,7 @@ def test_as_many_requests_pass_as_may_however_many_come_at_once(tmp_path: Path) 
             return Counter(await asyncio.gather(*(ask() for _ in range(300))))
 
     assert asyncio.run(storm()) == {200: 100, 429: 200}
+    noted(promise="R20", figure="300 requests, 64 at a time, limit 100: exactly 100 passed, 200 refused")
 
 
 def test_a_refusal_says_when_to_come_again(client: TestClient) -> None:
@@ -94,6 +105,72 @@ def test_a_forwarded_address_that_is_not_a_trusted_proxys_counts_for_nothing(cli
     assert statuses == [200] * 5 + [429] * 2
 
 
+@pytest.mark.parametrize(
+    ("proxies", "passed"),
+    [pytest.param("", 5, id="none is trusted"), pytest.param("10.0.0.0/8, 127.0.0.1", 7, id="the proxy tells")],
+)
+def test_only_a_proxy_that_is_named_tells_who_asks(tmp_path: Path, proxies: str, passed: int) -> None:
+    trusting = {"KINDRED_PROXIES": proxies, "FORWARDED_ALLOW_IPS": "*"}  # the latter is uvicorn's own
+    with serving(tmp_path / "none", **trusting, KINDRED_RATE_LIMIT="5/hour") as service:
+
+        def ask(forwarded: str) -> list[int]:
+            headers = [{"X-Forwarded-For": forwarded.format(number)} for number in range(7)]
+            return [httpx2.get(f"{service.address}/metrics", headers=each).status_code for each in headers]
+
+        assert ask("192.0.2.{}") == [200] * passed + [429] * (7 - passed)
+        # What a proxy was told by its client comes first, and counts for nothing.
+        assert ask("192.0.2.{}, 198.51.100.1") == ([200] * 5 + [429] * 2 if proxies else [429] * 7)
+
+
+@pytest.mark.parametrize("text", ["many", "*", "localhost", "10.0.0.1/8", "10.0.0.1,", "10.0.0.1 10.0.0.2", " "])
+def test_what_is_no_address_of_a_proxy_is_refused_at_start(text: str) -> None:
+    with pytest.raises(ValidationError, match="no address or network of a proxy"):
+        ServiceSettings.model_validate({"proxies": text})
+
+
+def paced(service: Service, key: str, count: int) -> list[float]:
+    """Search ten times a second, so many times; return the seconds that each answer took."""
+    taken = []
+    with httpx2.Client(base_url=service.address, headers={"Authorization": f"Bearer {key}"}, timeout=60) as client:
+        begin = time.perf_counter()
+        for number in range(count):
+            time.sleep(max(begin + number / 10 - time.perf_counter(), 0))
+            start = time.perf_counter()
+            answer = client.post("/v1/search", json={"query": f"a red picture {number}"})
+            assert answer.status_code == 200, answer.text
+            taken.append(time.perf_counter() - start)
+    return taken
+
+
+@LONG
+def test_a_key_that_floods_is_held_to_its_limit_and_another_is_answered(library: Library, tmp_path: Path) -> None:
+    file, seconds, limit = tmp_path / "keys.json", sized(5, 30, 600), 20
+    flooder, gentle = (keys.create(file, name, (Scope.SEARCH,), None) for name in ("flooder", "gentle"))
+    body = json.dumps({"query": "a red picture"}).encode()
+    head = f"POST /v1/search HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {flooder}\r\nContent-Length: {len(body)}\r\n"
+    flood = itertools.repeat(head.encode() + b"Content-Type: application/json\r\n\r\n" + body)
+    secured = {"KINDRED_KEYS": str(file), "KINDRED_ADMIN_KEY": ADMIN_KEY, "KINDRED_RATE_LIMIT": f"{limit}/second"}
+    with (
+        serving(library.snapshots, **secured) as service,
+        ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as other,
+    ):
+        alone = paced(service, gentle, 10 * seconds)
+        flooding = other.submit(measure, int(service.address.rsplit(":", 1)[1]), flood, FLOOD, seconds + 2)
+        beside = paced(service, gentle, 10 * seconds)
+        load = flooding.result()
+        told = httpx2.get(f"{service.address}/metrics", headers={"Authorization": f"Bearer {ADMIN_KEY}"}).text
+    refused = dict(re.findall(r'^kindred_http_refusals_total{code="(\w+)"} ([\d.]+)$', told, re.MULTILINE))
+    assert refused.keys() == {"rate_limited"}
+    assert load.errors > 0
+    # As many windows as have begun, each of a second.
+    assert len(load.latencies) <= limit * (load.seconds + 1)
+    slower = np.percentile(beside, 99) / np.percentile(alone, 99)
+    asked, passed = len(load.latencies) + load.errors, len(load.latencies)
+    figure = f"{FLOOD} connections of one key asked {asked:,} times in {load.seconds:.0f} s, and {passed:,} passed at "
+    figure += f"{limit}/second; all {len(beside):,} of another key passed, with a p99 of {slower:.1f} times that alone"
+    noted(promise="R20", figure=figure)
+
+
 @pytest.mark.parametrize("jump", [-YEAR, YEAR, -5])
 def test_a_clock_that_jumps_locks_nobody_out_and_lets_nobody_in(monkeypatch: pytest.MonkeyPatch, jump: float) -> None:
     limit, real = RateLimit("2/second"), time.time
@@ -117,7 +194,9 @@ def test_no_window_of_time_has_more_than_may_pass() -> None:
     while not full():
         assert time.monotonic() < passed[0] + 60
     # The 21st after any one comes a second later, but for the time that taking it took.
-    assert min(later - earlier for earlier, later in zip(passed, passed[20:], strict=False)) > 0.99
+    least = min(later - earlier for earlier, later in zip(passed, passed[20:], strict=False))
+    assert least > 0.99
+    noted(promise="R20", figure=f"20/second, asked for without a pause: the 21st came {least:.3f} s after the 1st")
 
 
 def test_those_who_came_long_ago_are_forgotten() -> None:

@@ -34,6 +34,13 @@ def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], Any], *, seal
     replace(folder / MANIFEST, (json.dumps({**facts, CHECKSUM: seal}, indent=2) + "\n").encode())
 
 
+def unseal(folder: Path) -> None:
+    """Take the checksum of a manifest away."""
+    facts = json.loads((folder / MANIFEST).read_bytes())
+    del facts[CHECKSUM]
+    replace(folder / MANIFEST, json.dumps(facts).encode())
+
+
 def forge(folder: Path, name: str, other: Path, *, sealed: bool) -> None:
     """Put in the file of another snapshot, and its hash into the manifest."""
     replace(folder / name, (other / name).read_bytes())
@@ -132,6 +139,11 @@ def _field(folder: Path, _: Path, rng: random.Random) -> set[str]:
     return {MANIFEST}
 
 
+def _unsealed(folder: Path, _: Path, __: random.Random) -> set[str]:
+    unseal(folder)
+    return {MANIFEST}
+
+
 def _change(facts: Any, rng: random.Random) -> None:
     """Change, or take away, one thing that a manifest says, however deep."""
     key = rng.choice(list(facts) if isinstance(facts, dict) else range(len(facts)))
@@ -172,4 +184,5 @@ MUTATIONS: dict[str, Mutation] = {
     "a file is a link": _symlink,
     "a file is a pipe or a folder": _no_file,
     "the manifest says something else": _field,
+    "the manifest has no checksum": _unsealed,
 }

@@ -25,7 +25,7 @@ from tests.conftest import build_snapshot, draw_collection
 from tests.served import serving, wait_for
 from tests.snapshots import unit_vectors, write_snapshot
 from tests.trust.figures import noted, sized
-from tests.trust.mutations import MUTATIONS, copy, edit_manifest, forge
+from tests.trust.mutations import MUTATIONS, copy, edit_manifest, forge, unseal
 
 SEED = 6
 
@@ -152,6 +152,7 @@ def test_a_running_service_is_ready_and_answers_while_damaged_snapshots_are_publ
 MISMATCHES: dict[str, Callable[[Path, Path], Any]] = {
     "a catalogue of equal length": lambda a, b: shutil.copy(b / "catalog.sqlite", a / "catalog.sqlite"),
     "the same, its hash in the manifest": lambda a, b: forge(a, "catalog.sqlite", b, sealed=False),
+    "a manifest without its checksum": lambda a, _: unseal(a),
     "another dimension, sealed": lambda a, _: edit_manifest(a, lambda m: m["encoder"].update(dim=8), sealed=True),
     "another count, sealed": lambda a, _: edit_manifest(a, lambda m: m.update(count=23), sealed=True),
     "a format of the future, sealed": lambda a, _: edit_manifest(a, lambda m: m.update(format=4), sealed=True),

@@ -1,6 +1,5 @@
 """Snapshots swapped in and out under load, a service killed in a swap, and what a service keeps of all that."""
 
-import os
 import random
 import threading
 import time
@@ -14,18 +13,13 @@ from indexer.encoder import Encoder
 from indexer.store import SnapshotStore
 from tests import swaps
 from tests.conftest import ADMIN_KEY, build_snapshot
-from tests.served import serving, wait_for
+from tests.served import resident, serving, wait_for
 from tests.trust.figures import LONG, noted, sized
 
 pytestmark = LONG
 
 SEED = 15
 _MIB = 2**20
-
-
-def resident(pid: int) -> int:
-    """Return the memory of a process, in bytes."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def opened(pid: int, folder: Path) -> Counter[str]:

@@ -37,7 +37,7 @@ def visitor(request: pytest.FixtureRequest, browser: Browser, address: str) -> I
     """Visit the page with a device, in possession of the admin key."""
     with Visit.begun(browser, address, **DEVICES[request.param]) as visit:
         visit.page.goto("/")
-        visit.page.evaluate("key => sessionStorage.setItem('kindred-admin-key', key)", ADMIN_KEY)
+        visit.page.evaluate("key => sessionStorage.setItem('kindred-key', key)", ADMIN_KEY)
         visit.refusals = True  # an encoder without patches has no map of where
         yield visit
 
