@@ -24,10 +24,10 @@ COLLECTED = "TRUST_FIGURES"
 _SIZES = ("CI", "middle", "full")
 _HEAD = """# Reliability: promises and figures
 
-Written by `make trust`; do not edit. Each row is a test. `make test` runs them at the size CI, but for those that start
-and stop services, fill disks or flood a service, which take minutes (R4, R5, R14 to R16, R22, and parts of R12, R19, R20
-and R26). `make trust` runs all of them longer, and `TRUST=full make trust` at the size of a release, which takes hours. A
-figure is what the test counted when it last ran under `make trust`, on the machine of that day.
+Written by `make trust`; do not edit. Each row is a test. `make test` runs them at the size CI, but for those that
+start and stop services, fill disks or flood a service, which take minutes (R4, R5, R14, R15, R16, R22, and parts of
+others). `make trust` runs all of them longer, and `TRUST=full make trust` at the size of a release, which takes
+hours. A figure is what the test counted when it last ran under `make trust`, on the machine of that day.
 
 | promise | what is done | test | last figure | size | seed | date |
 | --- | --- | --- | --- | --- | --- | --- |
