@@ -56,7 +56,7 @@ test: $(VENV)/installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 swaps: $(VENV)/installed-dev $(DEMO)/snapshots/CURRENT
 	$(BIN)/python -m tests.swaps $(DEMO)/pictures
