@@ -59,10 +59,14 @@ export function Slider({ name, label, value, write }) {
 }
 
 function Written({ name, label, placeholder, value, lines }) {
+  // What is being written is not lost when something else, such as the counts of the facets, comes meanwhile.
+  const [draft, setDraft] = useState({ of: value, text: value });
+  const written = draft.of === value ? draft.text : value;
+  const keep = (event) => setDraft({ of: value, text: event.currentTarget.value });
   const write = (event) => go({ [name]: event.currentTarget.value });
   const field = lines
-    ? html`<textarea rows=${lines} spellcheck="false" placeholder=${placeholder} value=${value} onChange=${write}></textarea>`
-    : html`<input type="text" placeholder=${placeholder} value=${value} onChange=${write} />`;
+    ? html`<textarea rows=${lines} spellcheck="false" placeholder=${placeholder} value=${written} onInput=${keep} onChange=${write}></textarea>`
+    : html`<input type="text" placeholder=${placeholder} value=${written} onInput=${keep} onChange=${write} />`;
   return html`<label class="written"><span>${label}</span>${field}</label>`;
 }
 

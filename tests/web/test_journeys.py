@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlparse
 
 import httpx2
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.conftest import ADMIN_KEY
 from tests.web.visit import Visit
@@ -297,6 +297,25 @@ def test_what_the_service_refuses_is_said_in_its_own_words(visit: Visit, page: P
     page.get_by_label("Conditions").fill("")
     page.keyboard.press("Tab")
     expect(page.locator(".tile")).to_have_count(50)
+
+
+def test_what_is_being_written_is_kept_when_the_counts_of_the_facets_come(visit: Visit, page: Page) -> None:
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        if "facets" in (route.request.post_data or ""):
+            held.append(route)
+        else:
+            route.continue_()
+
+    page.route("**/v1/search", hold)
+    visit.open("/?q=a+star")
+    page.get_by_text("Filter in JSON").click()
+    page.get_by_label("Conditions").press_sequentially('{"must"')
+    for route in held:
+        route.continue_()
+    expect(page.get_by_role("group", name="Label").get_by_role("checkbox").first).to_be_visible()
+    expect(page.get_by_label("Conditions")).to_have_value('{"must"')
 
 
 def test_an_operator_rebuilds_the_index_and_rolls_back(visit: Visit, page: Page, api: httpx2.Client) -> None:
