@@ -58,6 +58,8 @@ class SkippedWriter:
         self._writer.close()
 
     def _flush(self) -> None:
+        # Taken first: what could not be written is not written again when the file is closed.
+        waiting, self._waiting = self._waiting, []
         rows = [
             {
                 "key": skip.picture.key,
@@ -66,10 +68,9 @@ class SkippedWriter:
                 "size": skip.size,
                 "stamp": skip.stamp,
             }
-            for skip in self._waiting
+            for skip in waiting
         ]
         self._writer.write_table(pa.Table.from_pylist(rows, _SCHEMA))
-        self._waiting = []
 
 
 def read_skipped(path: Path) -> Iterator[KnownSkip]:

@@ -123,14 +123,20 @@ class Batcher(Generic[Group, Item, Result]):
 
     def _own(self) -> None:
         while (batch := self._take()) is not None:
-            self._sizes.observe(len(batch))
-            now = time.monotonic()
-            for work in batch:
-                work.batch = len(batch)
-                self._waits.observe(now - work.since)
-            self._work_off(batch)
-            with self._changed:
-                self._pace.note((time.monotonic() - now) / len(self._threads), len(batch))
+            self._account_for(batch)
+            # While it waits for the next batch, a thread keeps nothing of this one: a snapshot, for example.
+            del batch
+
+    def _account_for(self, batch: list[_Work[Group, Item, Result]]) -> None:
+        """Work off a batch, and note its size, how long it waited and how long it took."""
+        self._sizes.observe(len(batch))
+        now = time.monotonic()
+        for work in batch:
+            work.batch = len(batch)
+            self._waits.observe(now - work.since)
+        self._work_off(batch)
+        with self._changed:
+            self._pace.note((time.monotonic() - now) / len(self._threads), len(batch))
 
     def _take(self) -> list[_Work[Group, Item, Result]] | None:
         """Wait for a batch; None once closed."""

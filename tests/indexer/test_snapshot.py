@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import resource
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 from indexer.encoder import Embeddings
 from indexer.errors import CorruptSnapshot, ImageError, Reason
 from indexer.index import Rows, VectorIndex
+from indexer.shards import SkippedPicture
+from indexer.skipped import KnownSkip, SkippedWriter
 from indexer.snapshot import CHECKSUM, MANIFEST, Snapshot, checksum, file_facts
 from indexer.store import SnapshotStore
 from tests.pictures import POLICY
@@ -199,6 +202,19 @@ def test_skipped_files_are_written_down_whatever_their_names(store: SnapshotStor
     folder = store.folder / write_snapshot(store, unit_vectors(5, 16), skipped=names)
     rows = pq.read_table(folder / "skipped.parquet").to_pylist()
     assert [(row["key"], row["reason"]) for row in rows] == [(name, "empty") for name in names]
+
+
+def test_a_list_of_skipped_files_that_cannot_be_written_says_why_and_can_be_closed_again(tmp_path: Path) -> None:
+    skips = SkippedWriter(tmp_path / "skipped.parquet")
+    skips.add(KnownSkip(SkippedPicture("a.png", Reason.EMPTY, "x" * 1_000), 0, "stamp"))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            skips.close()
+        skips.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 # Originals

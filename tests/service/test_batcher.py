@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import weakref
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ from service.admission import Room
 from service.batcher import Batcher
 from service.errors import Overloaded
 from service.telemetry import Metrics
+from tests.served import wait_for
 
 T = TypeVar("T")
 FOREVER = 3_600.0
@@ -223,6 +225,25 @@ def test_several_threads_run_batches_at_the_same_time() -> None:
             return await asyncio.gather(*tasks)
 
     assert running(test()) == [0, 2]
+
+
+def test_an_idle_thread_keeps_nothing_of_what_it_did_last() -> None:
+    class Snapshot:
+        """What the items of a group are about."""
+
+    def run(_group: Snapshot, items: list[int]) -> list[int]:
+        return items
+
+    async def main() -> None:
+        batcher = Batcher("test", run, Metrics(), most=8, wait_seconds=0, room=Room(9))
+        snapshot = Snapshot()
+        kept = weakref.ref(snapshot)
+        assert list(await asyncio.gather(batcher(1, snapshot), batcher(2, snapshot))) == [1, 2]
+        del snapshot
+        await asyncio.to_thread(wait_for, lambda: kept() is None)
+        await asyncio.to_thread(batcher.close)
+
+    asyncio.run(main())
 
 
 def test_closing_refuses_what_waits_and_finishes_what_is_run() -> None:

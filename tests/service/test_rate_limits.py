@@ -159,8 +159,8 @@ def test_a_key_that_floods_is_held_to_its_limit_and_another_is_answered(library:
         beside = paced(service, gentle, 10 * seconds)
         load = flooding.result()
         told = httpx2.get(f"{service.address}/metrics", headers={"Authorization": f"Bearer {ADMIN_KEY}"}).text
-    refused = dict(re.findall(r'^kindred_http_refusals_total{code="(\w+)"} ([\d.]+)$', told, re.MULTILINE))
-    assert refused.keys() == {"rate_limited"}
+    refused = re.findall(r'^kindred_http_refusals_total{code="(\w+)"} [1-9]', told, re.MULTILINE)
+    assert refused == ["rate_limited"]
     assert load.errors > 0
     # As many windows as have begun, each of a second.
     assert len(load.latencies) <= limit * (load.seconds + 1)
