@@ -9,9 +9,10 @@ from urllib.parse import parse_qs, urlparse
 
 import httpx2
 import pytest
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import Page, expect
 
 from tests.conftest import ADMIN_KEY
+from tests.served import wait_for
 from tests.web.visit import Visit
 
 Search = Callable[..., list[str]]
@@ -300,20 +301,19 @@ def test_what_the_service_refuses_is_said_in_its_own_words(visit: Visit, page: P
 
 
 def test_what_is_being_written_is_kept_when_the_counts_of_the_facets_come(visit: Visit, page: Page) -> None:
-    held: list[Route] = []
-
-    def hold(route: Route) -> None:
-        if "facets" in (route.request.post_data or ""):
-            held.append(route)
-        else:
-            route.continue_()
-
-    page.route("**/v1/search", hold)
+    page.add_init_script(
+        """window.held = [];
+        const plain = window.fetch;
+        window.fetch = async (path, options) => {
+            if (options?.body?.includes("facets")) await new Promise((release) => held.push(release));
+            return plain(path, options);
+        };"""
+    )
     visit.open("/?q=a+star")
+    wait_for(lambda: page.evaluate("held.length") > 0)
     page.get_by_text("Filter in JSON").click()
     page.get_by_label("Conditions").press_sequentially('{"must"')
-    for route in held:
-        route.continue_()
+    page.evaluate("held.forEach((release) => release())")
     expect(page.get_by_role("group", name="Label").get_by_role("checkbox").first).to_be_visible()
     expect(page.get_by_label("Conditions")).to_have_value('{"must"')
 
