@@ -91,12 +91,9 @@ class Door:
         Raises:
             Overloaded: there is none; it says when there may be.
         """
-        now = time.monotonic()
-        while self._coming and now - next(iter(self._coming.values())) > _BODY_SECONDS:
-            del self._coming[next(iter(self._coming))]
-        self._pace.check(self._inside + len(self._coming), self._room)
+        self._check()
         place = Place(self)
-        self._coming[place] = now
+        self._coming[place] = time.monotonic()
         return place
 
     def refuse(self) -> None:
@@ -107,7 +104,7 @@ class Door:
     def enter(self, place: "Place") -> None:
         """Take one in; see `Place.enter`."""
         if self._coming.pop(place, None) is None:
-            del self._coming[self.place()]
+            self._check()
         if not self._inside:
             self._since = time.monotonic()
         self._inside += 1
@@ -126,6 +123,13 @@ class Door:
         if self._busy_seconds >= _MEASURED_SECONDS and self._answered >= self._room.always:
             self._pace.note(self._busy_seconds, self._answered)
             self._busy_seconds, self._answered = 0.0, 0
+
+    def _check(self) -> None:
+        """See that there is room for one more, with those left out whose bodies are late."""
+        late = time.monotonic() - _BODY_SECONDS
+        while self._coming and next(iter(self._coming.values())) < late:
+            del self._coming[next(iter(self._coming))]
+        self._pace.check(self._inside + len(self._coming), self._room)
 
 
 class Place:

@@ -1,6 +1,5 @@
 """Who may ask, and how often: every request passes here before anything of it is read."""
 
-import hashlib
 import hmac
 import time
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service import errors
 from service.errors import ScopeMissing, Unauthorized
-from service.keys import BadKeyFile, Key, KeyFile
+from service.keys import BadKeyFile, Key, KeyFile, digest
 from service.keys import Scope as KeyScope
 from service.rate_limits import RateLimit, network
 from service.settings import ServiceSettings
@@ -108,7 +107,7 @@ class Gate:
         self._app, self._settings = app, settings
         self._ring = None if settings.keys is None else KeyRing(settings.keys)
         admin_key = settings.admin_key
-        self._admin = None if admin_key is None else _digest(admin_key.get_secret_value())
+        self._admin = None if admin_key is None else digest(admin_key.get_secret_value())
         self._limit = RateLimit(settings.rate_limit) if settings.rate_limit else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -144,7 +143,7 @@ class Gate:
         return errors.answer(request, Unauthorized(detail))
 
     def _holder(self, given: str) -> _Holder | None:
-        if self._admin is not None and hmac.compare_digest(_digest(given), self._admin):
+        if self._admin is not None and hmac.compare_digest(digest(given), self._admin):
             return _Holder("admin", tuple(KeyScope))
         key = None if self._ring is None else self._ring.find(given)
         return None if key is None else _Holder(key.id, key.scopes)
@@ -154,7 +153,3 @@ def _given(headers: Headers) -> str:
     """Return the key that a request brings, which may be any text."""
     scheme, _, key = headers.get("authorization", "").partition(" ")
     return key if scheme.lower() == "bearer" else headers.get("api-key", "")
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()

@@ -213,18 +213,22 @@ def install(app: FastAPI) -> None:
         return problem(request, HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error", detail)
 
 
-def _told(request: Request, status: int, code: str, detail: str, **more: Any) -> dict[str, Any]:
-    request.scope["problem"] = code  # for the metrics
+def contents(status: int, code: str, detail: str, instance: str = "", request_id: str | None = None) -> dict[str, Any]:
+    """Return what every problem says: the members of RFC 9457, a stable code and the id of the request."""
     return {
         "type": f"urn:kindred:problem:{code}",
         "title": HTTPStatus(status).phrase,
         "status": int(status),
         "detail": detail,
-        "instance": request.url.path,
+        "instance": instance,
         "code": code,
-        "request_id": request.scope.get("request_id"),
-        **more,
+        "request_id": request_id,
     }
+
+
+def _told(request: Request, status: int, code: str, detail: str, **more: Any) -> dict[str, Any]:
+    request.scope["problem"] = code  # for the metrics
+    return {**contents(status, code, detail, request.url.path, request.scope.get("request_id")), **more}
 
 
 def _snake(name: str) -> str:

@@ -16,7 +16,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from service.admission import PLACE, is_query
-from service.errors import PROBLEM_JSON, Overloaded
+from service.errors import PROBLEM_JSON, Overloaded, contents
 
 # A body that comes, or an answer that is read, this fast may take as long as it takes; in bytes per second.
 _RATE = 10_000
@@ -227,8 +227,7 @@ class TimedProtocol(HttpToolsProtocol):
 
 def _problem(status: HTTPStatus, code: str, detail: str, *headers: str) -> bytes:
     """Return a whole answer."""
-    told = {"type": f"urn:kindred:problem:{code}", "title": status.phrase, "status": status, "detail": detail}
-    body = json.dumps({**told, "instance": "", "code": code, "request_id": None}).encode()
+    body = json.dumps(contents(status, code, detail)).encode()
     lines = [f"content-type: {PROBLEM_JSON}", f"content-length: {len(body)}", *headers, "\r\n"]
     return STATUS_LINE[status] + "\r\n".join(lines).encode() + body
 

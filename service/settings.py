@@ -25,7 +25,7 @@ class ServiceSettings(Settings):
     """A key with all scopes; without it and without `keys` there are no admin routes."""
 
     keys: Path | None = None
-    """File of API keys, written by `kindred keys`; with it, all but probes and the page needs a key."""
+    """File of API keys that `kindred keys` writes; with it, all but probes, pages and the API document needs a key."""
 
     rate_limit: str = ""
     """Most requests, such as `100/second`, by each key, and by each address without one, of each process."""

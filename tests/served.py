@@ -24,6 +24,11 @@ class Service:
     address: str
     process: subprocess.Popen[str]
 
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        return int(self.address.rpartition(":")[2])
+
     def workers(self) -> list[int]:
         """Return the ids of its worker processes, where it has several: the children of the process that forks them."""
         forks = (pid for pid in children(self.process.pid) if "forkserver" in _text(f"/proc/{pid}/cmdline"))

@@ -74,7 +74,7 @@ class Overload:
     seed: int
 
     def __post_init__(self) -> None:
-        self._port = port_of(self.service)
+        self._port = self.service.port
         self._requests = self._numbered()
 
     def table(self, loads: Sequence[float]) -> str:
@@ -146,7 +146,7 @@ def main(
         with starting_on(theirs):
             nothing = stack.enter_context(serving_nothing())
             service = stack.enter_context(serving(snapshots, KINDRED_THREADS="1"))
-        print(calibrated(nothing, port_of(service), seed), flush=True)
+        print(calibrated(nothing, service.port, seed), flush=True)
         for each in (Kind[name.upper()] for name in kind.split(",")):
             overload = Overload(service, each, Kindred("").templates(bench, each), seconds, seed)
             print(overload.table([float(load) for load in loads.split(",")]), flush=True)
@@ -189,11 +189,6 @@ def normal_after(outcome: Outcome, bound: float) -> str:
     slow = [window for window in number if good[window] < 0.99 * number[window]]
     seconds = (max(slow, default=-1) + 1) * _WINDOW_SECONDS
     return f"{seconds:g}" if seconds < outcome.seconds else f"over {outcome.seconds:g}"
-
-
-def port_of(service: Service) -> int:
-    """Return the port that a service listens on."""
-    return int(service.address.rpartition(":")[2])
 
 
 def _percentile(ended: Sequence[tuple[float, float]], share: float) -> float:

@@ -155,7 +155,7 @@ def test_a_key_that_floods_is_held_to_its_limit_and_another_is_answered(library:
         ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as other,
     ):
         alone = paced(service, gentle, 10 * seconds)
-        flooding = other.submit(measure, int(service.address.rsplit(":", 1)[1]), flood, FLOOD, seconds + 2)
+        flooding = other.submit(measure, service.port, flood, FLOOD, seconds + 2)
         beside = paced(service, gentle, 10 * seconds)
         load = flooding.result()
         told = httpx2.get(f"{service.address}/metrics", headers={"Authorization": f"Bearer {ADMIN_KEY}"}).text

@@ -55,11 +55,10 @@ async def connected(
     service: Service, room: int = 0
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """Connect, with a buffer of so many bytes for what is received."""
-    host, port = service.address.removeprefix("http://").split(":")
     connection = socket.socket()
     if room:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
-    connection.connect((host, int(port)))
+    connection.connect(("127.0.0.1", service.port))
     reader, writer = await asyncio.open_connection(sock=connection, limit=2**10)
     try:
         yield reader, writer
@@ -143,7 +142,7 @@ def sockets(service: Service) -> int:
 
 def test_slow_clients_are_shown_out_again_and_again_and_queries_are_answered_meanwhile(service: Service) -> None:
     wait_for(lambda: httpx2.post(f"{service.address}/v1/search", json=QUERY, timeout=60).status_code == 200)
-    port, body, seconds = int(service.address.rsplit(":", 1)[1]), json.dumps(QUERY).encode(), sized(1, 10, 600)
+    port, body, seconds = service.port, json.dumps(QUERY).encode(), sized(1, 10, 600)
     query = itertools.repeat(POST + b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
     memory = sum(map(resident, processes(service)))
     before, attackers = sockets(service), sized(105, 210, 1_050)

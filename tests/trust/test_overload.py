@@ -12,7 +12,7 @@ import pytest
 
 from tests.bench.closed_loop import ask, measure
 from tests.bench.open_loop import Outcome, offer
-from tests.bench.overload import CONNECTIONS, NORMAL, SATURATING, port_of, starting_on
+from tests.bench.overload import CONNECTIONS, NORMAL, SATURATING, starting_on
 from tests.bench.serving_material import Template
 from tests.served import most_resident, resident, serving
 from tests.trust.figures import LONG, noted, sized
@@ -44,7 +44,7 @@ def test_at_twice_the_load_each_search_is_answered_rightly_or_refused_properly(s
     with ExitStack() as stack:
         with starting_on(max(os.sched_getaffinity(0))):  # so that what asks takes little from what answers
             service = stack.enter_context(serving(snapshots, KINDRED_THREADS="1", KINDRED_TEXT_CACHE="0"))
-        port = port_of(service)
+        port = service.port
         check = compared(port)
         closed = measure(port, cycle(_REQUESTS), CONNECTIONS, 5.0).rate
         capacity = offer(port, cycle(_REQUESTS), SATURATING * closed, 5.0, SEED, check).goodput
