@@ -4,6 +4,7 @@
 """
 
 import socket
+from collections import Counter
 from collections.abc import Iterator
 from typing import Self
 
@@ -15,6 +16,7 @@ from indexer.errors import BuildError, ImageError, Reason
 from indexer.sources.fetch import FetchPolicy, fetch
 from indexer.sources.retries import Patience
 from tests.faults import FOREVER, FaultServer, redirects
+from tests.trust.figures import noted, sized
 
 PATIENCE = Patience(attempts=3, wait_seconds=0.001, total_seconds=5)
 PUBLIC = "93.184.215.14"
@@ -327,26 +329,30 @@ HOSTS = st.one_of(
 )
 
 
-@settings(max_examples=400, deadline=None)
-@given(
-    scheme=st.sampled_from(["http", "https", "HTTP", "file", "gopher", "s3", ""]),
-    user=st.sampled_from(["", "a@", "a:b@", "\\@", "#@", "?@"]),
-    host=HOSTS,
-    port=st.sampled_from(["", ":80", ":443", ":22", ":0", ":x", ":\uff18\uff10"]),
-    path=st.text(max_size=10),
-)
-def test_whatever_a_url_is_made_of_it_is_refused_and_reaches_nothing(
-    scheme: str, user: str, host: str, port: str, path: str
-) -> None:
+def test_whatever_a_url_is_made_of_it_is_refused_and_reaches_nothing() -> None:
+    number, reasons, connected = sized(400, 4_000, 100_000), Counter[Reason](), list[object]()
+
+    def loopback(name: str, port: int, *_: object) -> list[tuple[int, int, int, str, tuple[object, ...]]]:
+        name.encode("idna")
+        return [Net._row("127.0.0.1", port)]
+
+    @settings(max_examples=number, deadline=None)
+    @given(
+        scheme=st.sampled_from(["http", "https", "HTTP", "file", "gopher", "s3", ""]),
+        user=st.sampled_from(["", "a@", "a:b@", "\\@", "#@", "?@"]),
+        host=HOSTS,
+        port=st.sampled_from(["", ":80", ":443", ":22", ":0", ":x", ":\uff18\uff10"]),
+        path=st.text(max_size=10),
+    )
+    def try_one(scheme: str, user: str, host: str, port: str, path: str) -> None:
+        reason = refused(f"{scheme}://{user}{host}{port}/{path}", "*")
+        assert reason in {Reason.FORBIDDEN_ADDRESS, Reason.UNREACHABLE}
+        assert connected == []
+        reasons[reason] += 1
+
     with pytest.MonkeyPatch.context() as patch:
-        net = Net()
-        net.names = {}
-        patch.setattr(socket.socket, "connect", lambda _, address: net.connected.append(str(address[0])))
-
-        def loopback(name: str, number: int, *_: object) -> list[tuple[int, int, int, str, tuple[object, ...]]]:
-            name.encode("idna")
-            return [Net._row("127.0.0.1", number)]
-
+        patch.setattr(socket.socket, "connect", lambda _, address: connected.append(address))
         patch.setattr(socket, "getaddrinfo", loopback)
-        assert refused(f"{scheme}://{user}{host}{port}/{path}", "*") in {Reason.FORBIDDEN_ADDRESS, Reason.UNREACHABLE}
-        assert net.connected == []
+        try_one()
+    told = {str(reason): count for reason, count in reasons.items()}
+    noted(promise="R17", figure=f"{reasons.total():,} URLs made at random, refused: {told}; 0 connections")
