@@ -160,7 +160,6 @@ def build(
         progress.update("publish", manifest.count, manifest.count)
         store.commit(building)
         store.publish(manifest.id, verified=True)
-        bench.journal.clear()
         if run.shards:
             for number in range(1, bench.counts.shards + 1):
                 run.shards.delete(file_name(bench.plan.shard_id(number)))
@@ -199,9 +198,10 @@ def _bench(
             counts = plan.counts()
             work = Work(preparer, counts.work, earlier, shards, lambda _: None)
             yield _Bench(options, store, encoder, run, journal, plan, counts, shards, earlier, work, progress)
-            unfinished = journal.job() is not None
-        if not unfinished:
-            shutil.rmtree(folder)
+            job = journal.job()
+            published = job is not None and job.snapshot_id in store.ids()
+        if published or not job:
+            shutil.rmtree(folder)  # the journal as it is: to clear it takes room, which there may be no more
 
 
 @contextmanager

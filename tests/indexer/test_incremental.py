@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -221,6 +222,25 @@ def test_a_forecast_changes_nothing(source: Path, tmp_path: Path, encoder: Encod
     again = forecast(options, store, encoder, POLICY, local_run(encoder, shard_size=4), shown)
     assert (again.plan.unchanged, again.plan.work, again.seconds) == (24, 0, 0)
     assert store.ids() == [report.manifest.id]
+
+
+def test_a_build_that_has_published_needs_no_more_room(
+    source: Path, tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, publish, others = SnapshotStore(tmp_path / "s"), SnapshotStore.publish, list[sqlite3.Connection]()
+
+    def publish_and_fill(self: SnapshotStore, snapshot_id: str, *, verified: bool = False) -> None:
+        publish(self, snapshot_id, verified=verified)
+        # A database that another holds refuses to be written to, as one on a full disk does.
+        others.append(sqlite3.connect(tmp_path / "s" / ".work" / "journal.sqlite", isolation_level=None))
+        others[0].execute("BEGIN IMMEDIATE")
+
+    monkeypatch.setattr(SnapshotStore, "publish", publish_and_fill)
+    try:
+        assert run_build(source, store.folder, encoder).manifest.id == store.published()
+    finally:
+        others[0].close()
+    assert {path.name for path in store.folder.iterdir()} == {store.published(), "CURRENT", ".lock"}
 
 
 def test_a_disk_that_would_not_hold_the_snapshot_is_named_before_a_picture_is_read(
