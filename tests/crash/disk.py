@@ -9,7 +9,6 @@ import math
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 from collections import Counter
@@ -135,12 +134,12 @@ def _mounted(disk: Path) -> Iterator[None]:
 def _fill(run: Run, filler: Path, left: int, moment: float) -> None:
     """Stop a build after so many seconds, leave that many bytes on its disk, and let it go on."""
     if not run.wait(moment):
-        os.killpg(run.pid, signal.SIGSTOP)
+        run.stop()
         try:
             with filler.open("wb") as file:
                 os.posix_fallocate(file.fileno(), 0, max(shutil.disk_usage(filler.parent).free - left, 1))
         finally:
-            os.killpg(run.pid, signal.SIGCONT)
+            run.go_on()
 
 
 def _succeed(ending: Ending) -> None:

@@ -1,7 +1,5 @@
 """Two writers in one folder of snapshots: the second is refused, and what a dead one leaves hinders nobody."""
 
-import os
-import signal
 import time
 from pathlib import Path
 
@@ -18,7 +16,7 @@ def second_writers(job: Job, encoding: Encoding, snapshots: Path) -> list[str]:
         second = job.forks.run(*arguments)
         if second.error is None or "Another build is running" not in second.error:
             wrong.append(f"a second writer ({name}) was not refused: it ended with {second.code}: {second.err}")
-    os.killpg(first.pid, signal.SIGCONT)
+    first.go_on()
     if (ending := first.end()).code:
         wrong.append(f"the first build ended with {ending.code}: {ending.err}")
     wrong += violations(snapshots, job.collection, encoding)
@@ -40,5 +38,5 @@ def _holding(job: Job, snapshots: Path) -> Run:
         if time.monotonic() > deadline or run.wait(0):
             raise RuntimeError(f"the build never worked: {run.end().err}")
         time.sleep(0.001)
-    os.killpg(run.pid, signal.SIGSTOP)
+    run.stop()
     return run

@@ -71,6 +71,14 @@ class Run:
         """Wait for the end of the command, and return whether it came in time."""
         return bool(select.select([self._watch], [], [], seconds)[0])
 
+    def stop(self) -> None:
+        """Have every process of the command stand still."""
+        os.killpg(self.pid, signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """Let them go on."""
+        os.killpg(self.pid, signal.SIGCONT)
+
     def kill(self) -> None:
         """Kill every process of the command at once."""
         os.killpg(self.pid, signal.SIGKILL)

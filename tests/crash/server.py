@@ -56,12 +56,17 @@ def _serve() -> None:
             threads = len(list(Path("/proc/self/task").iterdir()))
             if threads != 1:
                 raise RuntimeError(f"a process of {threads} threads is not safe to fork")
+            ready, ours = os.pipe()
             answer = os.fork()
             if answer == 0:
                 _become(request)
+                os.write(ours, b"!")
                 return
-            # The child does so as well: whoever comes first, its group exists when it is told of.
-            os.setpgid(answer, answer)
+            os.close(ours)
+            # Its group exists when it is told of, and it forks no more: a child that is born to a group as that is
+            # stopped may not hear that all shall go on.
+            os.read(ready, 1)
+            os.close(ready)
             leaders.add(answer)
         answers.write(f"{answer}\n")
         answers.flush()
@@ -79,8 +84,6 @@ def _reap(leader: int, others: set[int]) -> int:
     deadline = time.monotonic() + _ORPHANS_SECONDS
     while orphans := set(map(int, children.read_text().split())) - others:
         for orphan in orphans:
-            # One that was leaving the group of a command when that was stopped has not heard that all shall go on.
-            os.kill(orphan, signal.SIGCONT)
             os.waitpid(orphan, os.WNOHANG)
         if time.monotonic() > deadline:
             raise RuntimeError(f"processes of a command outlive it: {orphans}")
@@ -100,6 +103,7 @@ class _Spare:
         if self.pid == 0:
             self._control.close()
             os.setsid()
+            theirs.send(b"!")
             told, fds, *_ = socket.recv_fds(theirs, 10_000, 1)
             if fds:
                 code, number = json.loads(told)
@@ -107,6 +111,7 @@ class _Spare:
                 exec(code, {})  # noqa: S102 - what the pool would have Python run
             os._exit(0)
         theirs.close()
+        self._control.recv(1)
 
     def start(self, command: Sequence[str], *, pass_fds: Sequence[int], **_: Any) -> Self:
         """Be the child that Popen would start: `python -c CODE`, with one descriptor passed on."""
