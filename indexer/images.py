@@ -347,13 +347,14 @@ def _orientation(image: Image.Image) -> int:
 
 def _in_strips(image: Image.Image) -> RGB:
     """Convert a loaded picture, a strip at a time: Pillow takes 4 bytes a pixel, and as many again for every step."""
-    if image.mode.startswith("I") or image.mode == "F":
-        image = _grey(image)
-    stored = np.empty((image.height, image.width, 3), np.uint8)
     rows = max(_STRIP // image.width, 1)
-    for top in range(0, image.height, rows):
-        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
-        stored[top : top + rows] = np.asarray(_to_rgb(strip))
+    strips = [(0, top, image.width, min(top + rows, image.height)) for top in range(0, image.height, rows)]
+    deep = image.mode.startswith("I") or image.mode == "F"
+    white = _white(image, strips) if deep else None
+    stored = np.empty((image.height, image.width, 3), np.uint8)
+    for box in strips:
+        strip = image.crop(box)
+        stored[box[1] : box[3]] = np.asarray(_to_rgb(strip)) if white is None else _grey(strip, white)[..., np.newaxis]
     return stored
 
 
@@ -368,14 +369,24 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         raise ImageError(Reason.UNSUPPORTED_MODE, f"Pictures of mode {image.mode} cannot be read as RGB.") from error
 
 
-def _grey(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grey by its range; 32-bit grey has none, so by the smallest usual one that holds its values."""
-    values = np.nan_to_num(np.array(image, dtype=np.float32), copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+def _white(image: Image.Image, strips: list[tuple[int, int, int, int]]) -> float:
+    """Return the value that is white: 16-bit grey has a range; 32-bit the smallest usual one that holds its values."""
+    if image.mode.startswith("I;16"):
+        return 65_535.0
+    top = max(float(_levels(image.crop(box)).max()) for box in strips)
+    return next((limit for limit in (1.0, 255.0, 65_535.0) if top <= limit), top)
+
+
+def _levels(image: Image.Image) -> NDArray[np.float32]:
+    values = np.array(image, dtype=np.float32)
+    return np.nan_to_num(values, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _grey(image: Image.Image, white: float) -> NDArray[np.uint8]:
+    """Scale grey of more than 8 bits to them."""
+    values = _levels(image)
     clear = image.info.get("transparency")
-    top = float(values.max(initial=0.0))
-    usual = (65_535.0,) if image.mode.startswith("I;16") else (1.0, 255.0, 65_535.0)
-    white = next((limit for limit in usual if top <= limit), top)
     if image.mode.startswith("I;16") and isinstance(clear, int):
         values[values == clear] = white
     values *= np.float32(255.0 / white)
-    return Image.fromarray(np.clip(values, 0, 255, out=values).astype(np.uint8))
+    return np.clip(values, 0, 255, out=values).astype(np.uint8)

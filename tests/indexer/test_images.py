@@ -140,6 +140,14 @@ def test_float_tiff_from_0_to_1_spans_black_to_white() -> None:
     assert np.abs(pixels(encode(picture, "TIFF"))[0, :, 0] - [0, 128, 255, 0, 0]).max() <= 1
 
 
+def test_a_tall_float_tiff_is_scaled_by_its_brightest_pixel_wherever_it_is() -> None:
+    picture = np.full((3_000, 1_000), 2_000.0, np.float32)  # of several strips
+    picture[2_900, 3] = 50_000.0
+    greys = decode(encode(picture, "TIFF", compression="tiff_lzw"), DecodePolicy(2**20, 3_000_000)).rgb[..., 0]
+    assert abs(int(greys[2_900, 3]) - 195) <= 1
+    assert (greys[0, 0], np.unique(greys).size) == (7, 2)
+
+
 def test_float_tiff_of_any_range_keeps_its_order() -> None:
     picture = np.array([[0.0, 1e30, 2e30, 3e38]], np.float32)
     greys = pixels(encode(picture, "TIFF"))[0, :, 0]

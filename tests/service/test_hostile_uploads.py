@@ -2,6 +2,8 @@
 
 import re
 import struct
+import subprocess
+import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -213,6 +215,39 @@ def test_mutated_pictures_are_answered_or_refused_over_http(client: TestClient) 
         answers[uploaded(client, mutated(random, files[each % len(files)]))[0]] += 1
     assert uploaded(client, files[0]) == (200, "")
     noted(promise="R8", figure=f"{number:,} uploads of mutated files: {dict(answers)}", seed=SEED + 1)
+
+
+# In a process of its own, whose memory holds nothing that could be used again.
+DECODED_ALONE = """
+import re, sys
+from indexer.images import DecodePolicy, decode
+from indexer.settings import Settings
+
+memory = lambda what: int(re.search(what + ":\\s*(\\d+)", open("/proc/self/status").read())[1])
+data, base = sys.stdin.buffer.read(), memory("VmRSS")
+assert decode(data, DecodePolicy.of(Settings())).rgb.shape == (6_250, 8_000, 3)
+print((memory("VmHWM") - base) // 1024)
+"""
+
+
+def test_the_largest_picture_of_the_costly_formats_takes_bounded_memory() -> None:
+    size, told = (8_000, 6_250), dict[str, int]()
+    deep = Image.fromarray(np.full(size[::-1], 30_000, np.uint16))
+    files = {
+        "transparent PNG": encode(Image.new("RGBA", size, (0, 128, 128, 99)), "PNG", compress_level=1),
+        "16-bit PNG": encode(deep, "PNG", compress_level=1),
+        "float TIFF": encode(Image.new("F", size, 0.5), "TIFF", compression="tiff_lzw"),
+        "AVIF": encode(Image.new("RGB", size, "teal"), "AVIF", speed=10),
+        "WebP": encode(Image.new("RGB", size, "teal"), "WEBP", method=0),
+    }
+    for name, data in files.items():
+        done = subprocess.run([sys.executable, "-c", DECODED_ALONE], input=data, capture_output=True, check=True)
+        told[name] = int(done.stdout)
+    assert min(told.values()) > 150, "a picture of 50 MP alone has 143"
+    # Pillow's WebP decoder is that of animations, which keeps two frames of four bytes a pixel, and hands out a third.
+    assert told["WebP"] <= 800
+    assert max(told[name] for name in files if name != "WebP") <= 512, told
+    noted(promise="R8", figure=f"pictures of 50 MP, MiB at most: {told}")
 
 
 @pytest.mark.parametrize("size", [(1, 65_500), (65_500, 1), (1, 1)])
