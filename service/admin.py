@@ -17,7 +17,7 @@ from service.schemas.admin import JobInfo, ReindexRequest, SnapshotInfo, TextEnc
 from service.schemas.index import IndexResponse
 from service.settings import ServiceSettings
 
-router = APIRouter(prefix="/admin/v1", responses=PROBLEMS)
+router = APIRouter(prefix="/admin/v1", tags=["admin"], responses=PROBLEMS)
 
 
 @router.post("/reindex", status_code=HTTPStatus.ACCEPTED, openapi_extra=body(ReindexRequest))

@@ -28,7 +28,7 @@ from service.schemas.parts import QueryPart
 from service.searcher import Searcher, Terms
 from service.searcher import classify as vote_of
 
-router = APIRouter(prefix="/v1", responses=PROBLEMS, route_class=AwaitedRoute)
+router = APIRouter(prefix="/v1", tags=["classify"], responses=PROBLEMS, route_class=AwaitedRoute)
 
 
 @router.post("/classify", openapi_extra=body(ClassifyRequest, form=("k", "temperature", "filter", "min_confidence")))

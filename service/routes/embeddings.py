@@ -14,7 +14,7 @@ from service.query import encoded
 from service.schemas.embeddings import Embedding, EmbeddingsRequest, EmbeddingsResponse, Usage
 from service.searcher import Vector
 
-router = APIRouter(prefix="/v1", responses=PROBLEMS, route_class=AwaitedRoute)
+router = APIRouter(prefix="/v1", tags=["embeddings"], responses=PROBLEMS, route_class=AwaitedRoute)
 
 
 @router.post("/embeddings", openapi_extra=body(EmbeddingsRequest))

@@ -8,8 +8,8 @@ from service.openapi import PROBLEMS
 from service.schemas.index import Health, IndexResponse
 from service.telemetry import METRICS_TYPE
 
-router = APIRouter(prefix="/v1", responses=PROBLEMS, route_class=AwaitedRoute)
-probes = APIRouter()
+router = APIRouter(prefix="/v1", tags=["index"], responses=PROBLEMS, route_class=AwaitedRoute)
+probes = APIRouter(tags=["probes"])
 
 
 @router.get("/index")

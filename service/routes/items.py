@@ -21,7 +21,7 @@ from service.schemas.similarity import SimilarityMapRequest
 from service.searcher import Searcher, Vector, combine
 from service.similarity_map import similarity_map
 
-router = APIRouter(prefix="/v1", responses=PROBLEMS, route_class=AwaitedRoute)
+router = APIRouter(prefix="/v1", tags=["items"], responses=PROBLEMS, route_class=AwaitedRoute)
 
 # A stored picture is data, never a page: a browser shall not guess its type nor run what is in it.
 _PICTURE_HEADERS = {

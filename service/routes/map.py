@@ -17,7 +17,7 @@ from service.schemas.items import IndexRef
 from service.schemas.map import MapRequest, MapResponse, Placed
 from service.searcher import Searcher
 
-router = APIRouter(prefix="/v1", responses=PROBLEMS, route_class=AwaitedRoute)
+router = APIRouter(prefix="/v1", tags=["map"], responses=PROBLEMS, route_class=AwaitedRoute)
 
 
 @router.post("/map", openapi_extra=body(MapRequest))

@@ -26,7 +26,7 @@ from service.schemas.search import (
     SearchResponse,
 )
 
-router = APIRouter(prefix="/v1", responses=PROBLEMS, route_class=AwaitedRoute)
+router = APIRouter(prefix="/v1", tags=["search"], responses=PROBLEMS, route_class=AwaitedRoute)
 
 NDJSON = "application/x-ndjson"
 

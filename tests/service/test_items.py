@@ -42,6 +42,13 @@ def test_the_image_is_the_file_and_the_thumbnail_a_jpeg_of_it(client: TestClient
         assert (picture.format, picture.size) == ("JPEG", (56, 40))
 
 
+def test_a_cache_keeps_a_picture_for_the_key_that_it_was_fetched_with(client: TestClient) -> None:
+    for kind in ("image", "thumbnail"):
+        headers = client.get(f"/v1/items/{RED}/{kind}").headers
+        assert headers["cache-control"] == "private, max-age=3600"
+        assert set(headers["vary"].lower().split(", ")) == {"authorization", "api-key"}
+
+
 def test_a_browser_may_not_take_a_picture_for_a_page(client: TestClient) -> None:
     for kind in ("image", "thumbnail"):
         headers = client.get(f"/v1/items/{RED}/{kind}").headers

@@ -69,3 +69,12 @@ def test_the_document_is_the_same_whatever_is_served(tmp_path: Path, snapshots: 
     (tmp_path / "empty").mkdir()
     served = document_of(snapshots, roots=[str(tmp_path)], query_hosts=["pictures.example"])
     assert served == document_of(tmp_path / "empty")
+
+
+def test_operations_are_grouped_by_what_they_are_about(tmp_path: Path) -> None:
+    groups: dict[str, set[str]] = {}
+    for _, path, operation in operations(document_of(tmp_path, admin_key=ADMIN_KEY)):
+        (group,) = operation["tags"]
+        groups.setdefault(group, set()).add(path.removeprefix("/v1").split("/")[1])
+    assert groups.pop("probes") == {"livez", "readyz", "metrics"}
+    assert groups == {name: {name} for name in ("search", "classify", "embeddings", "index", "items", "map", "admin")}

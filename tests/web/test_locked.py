@@ -272,7 +272,7 @@ def test_the_documentation_is_open_and_tries_requests_with_the_key_of_the_tab(
         visit.refusals = True
         enter(visit.page, key)
         visit.page.get_by_role("link", name="API").click()
-        operation = visit.page.locator("#operations-default-index_v1_index_get")
+        operation = visit.page.locator("#operations-index-index_v1_index_get")
         operation.click()
         operation.get_by_role("button", name="Try it out").click()
         operation.get_by_role("button", name="Execute").click()
