@@ -4,6 +4,7 @@
 needs the namespaces of unshare(1), and prints what the cases came to, as JSON.
 """
 
+import itertools
 import json
 import math
 import os
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 from indexer.encoder import EncoderName, load_encoder
 from indexer.errors import SnapshotError
@@ -27,6 +29,7 @@ from tests.crash.kills import Job
 
 _DISK_BYTES = 64 * 2**20
 _SMALLEST = 512
+_ATTEMPTS = 100
 
 
 @dataclass
@@ -137,9 +140,23 @@ def _fill(run: Run, filler: Path, left: int, moment: float) -> None:
         run.stop()
         try:
             with filler.open("wb") as file:
-                os.posix_fallocate(file.fileno(), 0, max(shutil.disk_usage(filler.parent).free - left, 1))
+                _take_all_but(left, file)
         finally:
             run.go_on()
+
+
+def _take_all_but(left: int, file: BinaryIO) -> None:
+    """Let a file take what is free on its disk, but for so many bytes."""
+    for attempt in itertools.count(1):
+        free = shutil.disk_usage(file.name).free
+        try:
+            os.posix_fallocate(file.fileno(), 0, max(free - left, 1))
+        except OSError:
+            # What was told to stop may have taken some more meanwhile; from then on it stands still.
+            if attempt == _ATTEMPTS:
+                raise
+        else:
+            return
 
 
 def _succeed(ending: Ending) -> None:
