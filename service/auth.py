@@ -1,5 +1,6 @@
 """Who may ask, and how often: every request passes here before anything of it is read."""
 
+import asyncio
 import hmac
 import time
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import structlog
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import errors
 from service.errors import ScopeMissing, Unauthorized
@@ -21,6 +22,9 @@ from service.settings import ServiceSettings
 
 # How often a change of the file of keys is looked for, in seconds.
 _LOOK_SECONDS = 1.0
+# Whoever asks too often has the headers of a 429 at once, and its body after so many seconds: one that asks again and
+# again does so ten times a second on a connection, not a thousand times, and leaves the others their time.
+_PAUSE_SECONDS = 0.1
 # What is open to all even where keys are asked for: probes, and the pages, which ask for a key themselves.
 _FREE_PATHS = {"/", "/docs", "/livez", "/readyz"}
 _PAGE = "web"
@@ -120,7 +124,8 @@ class Gate:
         if not _is_free(scope["path"]):
             refusal = self._refusal(scope)
             if refusal is not None:
-                await refusal(scope, receive, send)
+                too_often = refusal.status_code == HTTPStatus.TOO_MANY_REQUESTS
+                await refusal(scope, receive, _slowly(send) if too_often else send)
                 return
         await self._app(scope, receive, send)
 
@@ -147,6 +152,17 @@ class Gate:
             return _Holder("admin", tuple(KeyScope))
         key = None if self._ring is None else self._ring.find(given)
         return None if key is None else _Holder(key.id, key.scopes)
+
+
+def _slowly(send: Send) -> Send:
+    """Return a way to send an answer that pauses before its body; the place of a query is given back before that."""
+
+    async def sent(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            await asyncio.sleep(_PAUSE_SECONDS)
+        await send(message)
+
+    return sent
 
 
 def _given(headers: Headers) -> str:

@@ -17,12 +17,17 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from pydantic import ValidationError
+from starlette.responses import PlainTextResponse
+from starlette.types import Message
 
 from service import keys
+from service.admission import Door, Doorway, Room
 from service.app import create_app
+from service.auth import Gate
 from service.keys import Scope
 from service.rate_limits import RateLimit, network
 from service.settings import ServiceSettings
+from service.telemetry import Metrics
 from tests.bench.closed_loop import measure
 from tests.conftest import ADMIN_KEY
 from tests.served import Service, serving, wait_for
@@ -98,6 +103,29 @@ def test_every_key_has_its_own_count_and_those_without_share_that_of_their_addre
         assert ask("guess") == [401] * 5 + [429] * 2
         assert ask("another guess") == [429] * 7
         assert ask(ADMIN_KEY) == [200] * 5 + [429] * 2
+
+
+def test_whoever_asks_too_often_waits_for_the_end_of_the_answer_and_holds_no_place_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    door, seen = Door(Room(1), Metrics(several=False)), list[str]()
+    app = Doorway(Gate(PlainTextResponse("found"), settings(tmp_path, rate_limit="1/hour")), door)
+
+    async def pause(_: float) -> None:
+        door.place()  # the only one: it is free by now
+        seen.append("pause")
+
+    async def send(message: Message) -> None:
+        seen.append(message["type"].removeprefix("http.response.") + f" {message.get('status', '')}")
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"{}"}
+
+    monkeypatch.setattr(asyncio, "sleep", pause)
+    scope = {"type": "http", "method": "POST", "path": "/v1/search", "headers": [], "client": ("192.0.2.1", 1)}
+    for _ in range(2):
+        asyncio.run(app({**scope}, receive, send))
+    assert seen == ["start 200", "body ", "start 429", "pause", "body "]
 
 
 def test_a_forwarded_address_that_is_not_a_trusted_proxys_counts_for_nothing(client: TestClient) -> None:
