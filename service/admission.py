@@ -69,8 +69,8 @@ class Door:
     """Gives places to queries as long as the last of them may be expected to be answered soon enough.
 
     A place is taken when the headers of a query are there, and given back when its answer begins: so no client that
-    reads slowly has one. One that sends its body slowly loses its own, and asks for another at the end of the body.
-    For one event loop.
+    reads slowly has one. One that sends its body slowly loses its own, and asks for another at the end of the body; all
+    who are still sending have half of the places at most. For one event loop.
     """
 
     def __init__(self, room: Room, metrics: Metrics) -> None:
@@ -78,8 +78,10 @@ class Door:
         self._pace = Pace()
         self._refused = metrics.requests.labels("other", "none", "503"), metrics.request_refusals.labels("overloaded")
         self._inside = 0
-        # When those came whose bodies are not there yet, in that order.
+        # When those came whose bodies are not there yet, in that order. They count as so many at most: the other half
+        # of the places is for who does not come slowly. Where there are more, there may be no room for some in the end.
         self._coming: dict[Place, float] = {}
+        self._most_coming = ceil(room.always / 2)
         # Since when the service has not been idle, or since when that was last added to the following.
         self._since = 0.0
         self._busy_seconds = 0.0
@@ -103,7 +105,7 @@ class Door:
 
     def enter(self, place: "Place") -> None:
         """Take one in; see `Place.enter`."""
-        if self._coming.pop(place, None) is None:
+        if self._coming.pop(place, None) is None or len(self._coming) >= self._most_coming:
             self._check()
         if not self._inside:
             self._since = time.monotonic()
@@ -129,7 +131,7 @@ class Door:
         late = time.monotonic() - _BODY_SECONDS
         while self._coming and next(iter(self._coming.values())) < late:
             del self._coming[next(iter(self._coming))]
-        self._pace.check(self._inside + len(self._coming), self._room)
+        self._pace.check(self._inside + min(len(self._coming), self._most_coming), self._room)
 
 
 class Place:
@@ -138,20 +140,22 @@ class Place:
     def __init__(self, door: Door) -> None:
         self._door = door
         self._inside = False
+        self._left = False
 
     def enter(self) -> None:
-        """Begin to work on the query, whose body is there.
+        """Begin to work on the query, whose body is there; once or more, and for nothing if it is answered already.
 
         Raises:
-            Overloaded: the body took so long that the place was lost, and there is no other.
+            Overloaded: the body came slowly, or with too many others, and there is no place for it.
         """
-        self._door.enter(self)
-        self._inside = True
+        if not self._inside and not self._left:
+            self._door.enter(self)
+            self._inside = True
 
     def leave(self) -> None:
         """Give it back, once or more."""
         self._door.leave(self, inside=self._inside)
-        self._inside = False
+        self._inside, self._left = False, True
 
 
 class Doorway:

@@ -7,6 +7,7 @@ import asyncio
 import json
 from asyncio import TimerHandle
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from http import HTTPStatus
 from typing import Any
@@ -15,7 +16,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from service.admission import PLACE, is_query
+from service.admission import PLACE, Place, is_query
 from service.errors import PROBLEM_JSON, Overloaded, contents
 
 # A body that comes, or an answer that is read, this fast may take as long as it takes; in bytes per second.
@@ -105,6 +106,11 @@ class TimedProtocol(HttpToolsProtocol):
         """Stop waiting for the request; wait for the next one, if this was answered before it ended."""
         away, self._away = self._away, False
         if not away:
+            # From now on it counts for what it is. Where there is no room for it, the application is told so again.
+            place: Place | None = self.scope.get(PLACE)  # type: ignore[assignment]
+            if place is not None:
+                with suppress(Overloaded):
+                    place.enter()
             super().on_message_complete()
         self._idle = 0
         if self._reading is not None:

@@ -11,7 +11,7 @@ import socket
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import count
@@ -99,25 +99,59 @@ def test_a_door_is_closed_to_what_could_not_be_answered_in_time_and_opens_again(
     assert 'kindred_http_requests_total{method="other",route="none",status="503"} 4.0' in told
 
 
+def refused_at(act: Callable[[], object]) -> bool:
+    """Tell whether a door let nobody through."""
+    try:
+        act()
+    except Overloaded:
+        return True
+    return False
+
+
 def test_who_sends_slowly_loses_the_place_and_gets_another_at_the_end_if_there_is_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    door = Door(Room(items=2), Metrics())
+    door = Door(Room(items=4, always=4), Metrics())
     slow = [door.place() for _ in range(2)]
-    with pytest.raises(Overloaded):
-        door.place()
+    quick = [door.place() for _ in range(2)]
+    for each in quick:
+        each.enter()
+    assert refused_at(door.place)
     monkeypatch.setattr(admission, "_BODY_SECONDS", -1)
-    quick = door.place()
+    quick += [door.place(), door.place()]
     monkeypatch.setattr(admission, "_BODY_SECONDS", 1_000)
-    quick.enter()
+    for each in quick:
+        each.enter()
+    assert refused_at(slow[0].enter)
+    quick[0].leave()
     slow[0].enter()
-    with pytest.raises(Overloaded):
-        slow[1].enter()
-    slow[1].leave()
-    with pytest.raises(Overloaded):
-        door.place()
-    quick.leave()
-    slow[1].enter()
+    assert refused_at(slow[1].enter)
+
+
+def test_all_who_are_still_sending_have_half_of_the_places() -> None:
+    door = Door(Room(items=4, always=4), Metrics())
+    slow = [door.place() for _ in range(100)]
+    quick = [door.place() for _ in range(2)]
+    for each in quick:
+        each.enter()
+    assert refused_at(door.place)
+    assert refused_at(slow[0].enter)
+    quick[0].leave()
+    slow[0].enter()
+    assert refused_at(slow[1].enter)
+    for each in slow[1:]:
+        each.leave()
+    for _ in range(2):
+        door.place().enter()
+    assert refused_at(door.place)
+
+
+def test_who_was_answered_before_the_end_of_the_body_takes_no_place_at_its_end() -> None:
+    door = Door(Room(items=1), Metrics())
+    early = door.place()
+    early.leave()
+    early.enter()
+    door.place().enter()
 
 
 @contextmanager
@@ -140,6 +174,26 @@ def full(settings: ServiceSettings, monkeypatch: pytest.MonkeyPatch) -> Iterator
             encoder.gate.set()
             for connection in inside:
                 connection.close()
+
+
+def test_a_query_is_answered_while_any_number_of_others_never_send_their_bodies(
+    settings: ServiceSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admission, "_MEASURED_SECONDS", 0)
+    monkeypatch.setattr(admission, "_BODY_SECONDS", 1_000)
+    app = create_app(settings.model_copy(update={"max_batch": 2, "queue_seconds": 1e-9}))
+    with listening(app) as port, httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        door = app.state.door
+        for number in range(4):
+            client.post("/v1/search", json={"query": f"before {number}"}).raise_for_status()
+        slow = [posted(port, b"", length=10) for _ in range(20)]
+        wait_for(lambda: len(door._coming) == 20)
+        for number in range(10):
+            client.post("/v1/search", json={"query": f"meanwhile {number}"}).raise_for_status()
+        assert len(door._coming) == 20
+        for connection in slow:
+            connection.close()
+        wait_for(lambda: not door._coming)
 
 
 def answered(connection: socket.socket) -> tuple[bytes, bytes]:
