@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import ceil, inf
 
@@ -82,6 +82,9 @@ class Door:
         # of the places is for who does not come slowly. Where there are more, there may be no room for some in the end.
         self._coming: dict[Place, float] = {}
         self._most_coming = ceil(room.always / 2)
+        # Whose bodies are there, and whose work has not begun: it may never, for want of a key, and then tells nothing
+        # of how long it takes.
+        self._here: set[Place] = set()
         # Since when the service has not been idle, or since when that was last added to the following.
         self._since = 0.0
         self._busy_seconds = 0.0
@@ -103,10 +106,18 @@ class Door:
         for counter in self._refused:
             counter.inc()
 
+    def arrive(self, place: "Place") -> None:
+        """Let one wait to be taken in; see `Place.arrive`."""
+        with suppress(Overloaded):  # it asks again when its work would begin
+            self._keep(place)
+            self._here.add(place)
+
     def enter(self, place: "Place") -> None:
         """Take one in; see `Place.enter`."""
-        if self._coming.pop(place, None) is None or len(self._coming) >= self._most_coming:
-            self._check()
+        if place in self._here:
+            self._here.remove(place)
+        else:
+            self._keep(place)
         if not self._inside:
             self._since = time.monotonic()
         self._inside += 1
@@ -114,6 +125,7 @@ class Door:
     def leave(self, place: "Place", *, inside: bool) -> None:
         """Let one out; see `Place.leave`."""
         self._coming.pop(place, None)
+        self._here.discard(place)
         if not inside:
             return
         now = time.monotonic()
@@ -126,12 +138,18 @@ class Door:
             self._pace.note(self._busy_seconds, self._answered)
             self._busy_seconds, self._answered = 0.0, 0
 
+    def _keep(self, place: "Place") -> None:
+        """Take one from those who are coming, and see that there is room where none was kept for it."""
+        if self._coming.pop(place, None) is None or len(self._coming) >= self._most_coming:
+            self._check()
+
     def _check(self) -> None:
         """See that there is room for one more, with those left out whose bodies are late."""
         late = time.monotonic() - _BODY_SECONDS
         while self._coming and next(iter(self._coming.values())) < late:
             del self._coming[next(iter(self._coming))]
-        self._pace.check(self._inside + min(len(self._coming), self._most_coming), self._room)
+        coming = min(len(self._coming), self._most_coming)
+        self._pace.check(self._inside + len(self._here) + coming, self._room)
 
 
 class Place:
@@ -142,13 +160,18 @@ class Place:
         self._inside = False
         self._left = False
 
+    def arrive(self) -> None:
+        """Tell that the body is there, from where on the query counts for what it is."""
+        if not self._left:
+            self._door.arrive(self)
+
     def enter(self) -> None:
-        """Begin to work on the query, whose body is there; once or more, and for nothing if it is answered already.
+        """Begin to work on the query, whose body is there.
 
         Raises:
             Overloaded: the body came slowly, or with too many others, and there is no place for it.
         """
-        if not self._inside and not self._left:
+        if not self._left:
             self._door.enter(self)
             self._inside = True
 

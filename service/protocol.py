@@ -7,7 +7,6 @@ import asyncio
 import json
 from asyncio import TimerHandle
 from collections.abc import Callable
-from contextlib import suppress
 from functools import cache
 from http import HTTPStatus
 from typing import Any
@@ -106,11 +105,9 @@ class TimedProtocol(HttpToolsProtocol):
         """Stop waiting for the request; wait for the next one, if this was answered before it ended."""
         away, self._away = self._away, False
         if not away:
-            # From now on it counts for what it is. Where there is no room for it, the application is told so again.
             place: Place | None = self.scope.get(PLACE)  # type: ignore[assignment]
             if place is not None:
-                with suppress(Overloaded):
-                    place.enter()
+                place.arrive()
             super().on_message_complete()
         self._idle = 0
         if self._reading is not None:

@@ -120,7 +120,7 @@ def test_who_sends_slowly_loses_the_place_and_gets_another_at_the_end_if_there_i
     monkeypatch.setattr(admission, "_BODY_SECONDS", -1)
     quick += [door.place(), door.place()]
     monkeypatch.setattr(admission, "_BODY_SECONDS", 1_000)
-    for each in quick:
+    for each in quick[2:]:
         each.enter()
     assert refused_at(slow[0].enter)
     quick[0].leave()
@@ -146,10 +146,38 @@ def test_all_who_are_still_sending_have_half_of_the_places() -> None:
     assert refused_at(door.place)
 
 
+def test_whose_bodies_are_there_have_all_of_the_places() -> None:
+    door = Door(Room(items=4, always=4), Metrics())
+    whole = [door.place() for _ in range(4)]
+    for each in whole:
+        each.arrive()
+    assert refused_at(door.place)
+    for each in whole:
+        each.enter()
+    assert refused_at(door.place)
+    whole[0].leave()
+    door.place().arrive()
+    assert refused_at(door.place)
+
+
+def test_what_is_answered_before_any_work_tells_nothing_of_how_long_work_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(admission, "_MEASURED_SECONDS", 0)
+    door = Door(Room(inf, seconds=1e-9), Metrics())
+    for _ in range(10):  # as for want of a key
+        place = door.place()
+        place.arrive()
+        place.leave()
+    for _ in range(5):  # nothing is known yet
+        door.place().arrive()
+
+
 def test_who_was_answered_before_the_end_of_the_body_takes_no_place_at_its_end() -> None:
     door = Door(Room(items=1), Metrics())
     early = door.place()
     early.leave()
+    early.arrive()
     early.enter()
     door.place().enter()
 
