@@ -199,8 +199,8 @@ def _bench(
             work = Work(preparer, counts.work, earlier, shards, lambda _: None)
             yield _Bench(options, store, encoder, run, journal, plan, counts, shards, earlier, work, progress)
             job = journal.job()
-            published = job is not None and job.snapshot_id in store.ids()
-        if published or not job:
+            unfinished = job is not None and job.snapshot_id not in store.ids()
+        if not unfinished:
             shutil.rmtree(folder)  # the journal as it is: to clear it takes room, which there may be no more
 
 

@@ -108,7 +108,7 @@ def test_every_key_has_its_own_count_and_those_without_share_that_of_their_addre
 def test_whoever_asks_too_often_waits_for_the_end_of_the_answer_and_holds_no_place_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    door, seen = Door(Room(1), Metrics(several=False)), list[str]()
+    door, seen = Door(Room(1), Metrics()), list[str]()
     app = Doorway(Gate(PlainTextResponse("found"), settings(tmp_path, rate_limit="1/hour")), door)
 
     async def pause(_: float) -> None:

@@ -31,7 +31,7 @@ QUERY = {"query": [{"text": "a red picture"}], "limit": 3}
 HEAD = b"GET /livez HTTP/1.1\r\nHost: x\r\n" + b"".join(b"X-%d: x\r\n" % number for number in range(10_000))
 DRIPS = [HEAD[i : i + 1] for i in range(len(HEAD))]
 # An attacker that is still connected by then was not shown out.
-PATIENCE = 120
+PATIENCE = max(60, 4 * BODY_SECONDS)
 MIB = 2**20
 # Open files that a process may want here: a connection for each of a thousand attackers, and some of its own.
 FILES = 4_096
